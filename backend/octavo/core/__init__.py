@@ -1,0 +1,1 @@
+"""Scheduling and KV memory: pure Python, deterministic, no torch."""

@@ -1,0 +1,96 @@
+"""What crosses between scheduling and execution: SchedulerOutput down, ModelRunnerOutput up, and the Executor seam.
+
+Rows are stable places in the device tables, numbered from 0 to max_num_seqs - 1. A step carries deltas only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from octavo.outputs import PositionLogprobs
+from octavo.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """A sequence takes a row: everything the device tables must know of it.
+
+    `token_ids` are all tokens known so far (prompt, then output), of which the first `num_prompt_tokens` are the
+    prompt. `block_table` names the KV block of each `block_size` positions, for the positions allocated so far.
+    `seed` is the child's own key. `prompt_logprobs` says whether this row must bring them (its params say how many).
+    """
+
+    row: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    block_table: list[int]
+    params: SamplingParams
+    seed: int
+    stop_token_ids: tuple[int, ...]
+    bad_words_token_ids: list[list[int]]
+    prompt_logprobs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """One step's work, to be applied in this order: removals, new rows, block copies, new blocks, tokens.
+
+    `rows`, `num_computed_tokens` and `num_scheduled_tokens` are parallel: row r computes the KV of positions
+    [num_computed, num_computed + num_scheduled). A row samples exactly when that range ends at its last token, and
+    the sampled token becomes the row's next token. `block_copies` are (source, destination) block ids, copied before
+    anything is computed. `new_blocks` are appended to the row's block table: (row, block ids).
+    """
+
+    step_id: int
+    removed_rows: list[int]
+    new_rows: list[NewRow]
+    block_copies: list[tuple[int, int]]
+    new_blocks: list[tuple[int, list[int]]]
+    rows: list[int]
+    num_computed_tokens: list[int]
+    num_scheduled_tokens: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that this step computes, over all rows."""
+        return sum(self.num_scheduled_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRunnerOutput:
+    """What one step computed, parallel to `SchedulerOutput.rows`.
+
+    `sampled_token_ids[i]` is empty where row i did not sample. `logprobs[i]` has one entry a sampled token, for the
+    rows that asked. `prompt_logprobs[i]` has one entry for each prompt token that the range's positions predict (the
+    tokens after them). `failed` maps an index to a message where the row's numbers were not finite; nothing is
+    sampled there.
+    """
+
+    step_id: int
+    sampled_token_ids: list[list[int]]
+    logprobs: dict[int, list[PositionLogprobs]] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[PositionLogprobs]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+class Executor(Protocol):
+    """Runs steps on one or more devices. Steps are executed in the order in which they are submitted."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in the pool, the null block (block 0) included."""
+        ...
+
+    @property
+    def num_fallbacks(self) -> int:
+        """How often a slower way was taken than the one intended."""
+        ...
+
+    def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        """Computes one step; raises EngineError when the device is lost."""
+        ...
+
+    def shutdown(self) -> None:
+        """Frees the device."""
+        ...

@@ -1,0 +1,258 @@
+"""Engine: requests in, tokens out, one step at a time. Token ids only; it knows no text, no process and no host."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from octavo.checkpoint import open_checkpoint
+from octavo.config import EngineConfig, resolve
+from octavo.core.block_pool import BlockPool
+from octavo.core.kv_cache_manager import KVCacheManager
+from octavo.core.scheduler import Limits, Scheduler
+from octavo.core.sequence import Sequence
+from octavo.core.step import Executor, ModelRunnerOutput, SchedulerOutput
+from octavo.errors import InvalidRequest, ModelLoadError, PromptTooLong
+from octavo.outputs import EngineOutput, FinishReason, PositionLogprobs
+from octavo.request import EngineRequest
+from octavo.stats import EngineStats
+
+OnProgress = Callable[[str, float], None]
+
+
+@dataclass(slots=True)
+class LiveRequest:
+    """A request that has not ended: its children that have not, by index, and those that wait for the prompt."""
+
+    request: EngineRequest
+    stop_token_ids: frozenset[int]
+    children: dict[int, Sequence]
+    held: list[Sequence] = field(default_factory=list)
+    prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
+
+
+class Engine:
+    """Turns requests into tokens, step by step. Not thread-safe: one thread owns it.
+
+    Owns the live requests; the scheduler owns their sequences, the executor the device.
+    """
+
+    def __init__(self, config: EngineConfig, executor: Executor, model_digest: str = "") -> None:
+        """`config` has been resolved."""
+        assert config.max_model_len and config.max_num_seqs and config.max_num_batched_tokens
+        self.config = config
+        self.executor = executor
+        pool = BlockPool(executor.num_blocks)
+        kv_cache_manager = KVCacheManager(pool, config.block_size, config.enable_prefix_caching, model_digest)
+        threshold = config.long_prefill_token_threshold or config.max_num_batched_tokens
+        limits = Limits(config.max_num_batched_tokens, config.max_num_seqs, threshold)
+        self.scheduler = Scheduler(limits, kv_cache_manager)
+        self._live: dict[str, LiveRequest] = {}
+        self._outbox: list[EngineOutput] = []
+        self._num_arrived = 0
+        self._totals: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+
+    @classmethod
+    def from_config(cls, config: EngineConfig, on_progress: OnProgress | None = None) -> Engine:
+        """Opens the model and builds what runs it. `on_progress(phase, fraction)` is told how far it is.
+
+        Raises ModelLoadError.
+        """
+        checkpoint = open_checkpoint(config.model)
+        config = resolve(config, checkpoint)
+        module, _, factory = config.executor.partition(":")
+        try:
+            create = getattr(importlib.import_module(module), factory)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ModelLoadError(f"executor: cannot load {config.executor!r} ({error})") from error
+        executor: Executor = create(config, checkpoint, on_progress or (lambda phase, fraction: None))
+        return cls(config, executor, checkpoint.digest)
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in the pool, the null block included."""
+        return self.executor.num_blocks
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do or to say."""
+        return bool(self._live or self._outbox)
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Takes a request. Raises InvalidRequest or PromptTooLong when it can never run."""
+        if request.request_id in self._live:
+            raise InvalidRequest("request_id", request.request_id, "an id that no live request has")
+        request = self._limited(request)
+        children = {}
+        for index in range(request.params.n):
+            if not (request.finished and request.finished[index]):
+                children[index] = Sequence(request, index, self._num_arrived)
+                self._num_arrived += 1
+        if not children:
+            return
+        live = LiveRequest(request, frozenset(request.stop_token_ids), children)
+        self._live[request.request_id] = live
+        # One child computes the prompt, the others then start from its blocks.
+        first, *live.held = children.values()
+        self.scheduler.add(first)
+
+    def abort(self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        """Ends a request, or one child of it, wherever it is. An unknown or ended one is ignored.
+
+        The end arrives with the outputs of the next step.
+        """
+        live = self._live.get(request_id)
+        if live is None:
+            return
+        for child in list(live.children.values()):
+            if index is None or child.index == index:
+                self._end(live, child, reason)
+
+    def step(self) -> list[EngineOutput]:
+        """Computes one step and returns what is new. Raises EngineError when the device is lost."""
+        step = self.scheduler.schedule()
+        if step is not None:
+            self._update(step, self.executor.execute(step))
+        if not self._live:
+            self._check_idle()
+        outputs, self._outbox = self._outbox, []
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """One reading of the counters and gauges."""
+        kv = self.scheduler.kv
+        running = self.scheduler.running
+        # Shared blocks are full: only a sequence's own last block can have unused slots.
+        unused = sum(len(seq.block_table) * kv.block_size - seq.num_computed_tokens for seq in running)
+        return EngineStats(
+            num_requests_running=len(running),
+            num_requests_waiting=self.scheduler.num_waiting + sum(len(live.held) for live in self._live.values()),
+            num_blocks=kv.pool.num_blocks - 1,
+            num_free_blocks=kv.pool.num_free,
+            block_size=kv.block_size,
+            kv_cache_waste=unused / (kv.pool.num_used * kv.block_size) if kv.pool.num_used else 0.0,
+            prompt_tokens_total=self._totals["prompt_tokens"],
+            generation_tokens_total=self._totals["generation_tokens"],
+            preemptions_total=self.scheduler.num_preemptions,
+            prefix_cache_queries_total=kv.num_queried_tokens,
+            prefix_cache_hits_total=kv.num_hit_tokens,
+            steps_total=self._totals["steps"],
+            fallbacks_total=self.executor.num_fallbacks,
+            finished_total=dict(self._finished),
+        )
+
+    def shutdown(self) -> None:
+        """Frees the device. Live requests are forgotten."""
+        self.executor.shutdown()
+
+    def _limited(self, request: EngineRequest) -> EngineRequest:
+        """The request with a limit on its tokens that the context can hold."""
+        num_prompt_tokens = len(request.prompt_token_ids)
+        context = self.config.max_model_len
+        assert context is not None
+        if not num_prompt_tokens:
+            raise InvalidRequest("prompt", "", "at least one token")
+        if num_prompt_tokens >= context:
+            raise PromptTooLong(
+                f"the prompt has {num_prompt_tokens} tokens; with one more for the output that is over the context of "
+                f"{context} tokens (max_model_len)"
+            )
+        max_tokens = min(request.params.max_tokens or context, context - num_prompt_tokens)
+        # The last token needs no slot: nothing follows it.
+        needed = self.scheduler.kv.num_blocks_for(num_prompt_tokens + max_tokens - 1)
+        available = self.scheduler.kv.pool.num_blocks - 1
+        if needed > available:
+            raise PromptTooLong(
+                f"prompt and output together need {needed} KV blocks of {self.config.block_size} tokens, the cache has "
+                f"{available}: shorten the prompt, lower max_tokens or give the KV cache more memory"
+            )
+        return replace(request, params=request.params.with_max_tokens(max_tokens))
+
+    def _update(self, step: SchedulerOutput, output: ModelRunnerOutput) -> None:
+        self._totals["steps"] += 1
+        for i, (seq, current) in enumerate(self.scheduler.complete(step.step_id)):
+            if not current:
+                continue
+            live = self._live[seq.request.request_id]
+            if i in output.prompt_logprobs:
+                # After a preemption the prompt is computed again, from its beginning.
+                live.prompt_logprobs[step.num_computed_tokens[i] :] = output.prompt_logprobs[i]
+            if i in output.failed:
+                self._end(live, seq, FinishReason.ERROR, output.failed[i])
+            elif output.sampled_token_ids[i]:
+                self._deliver(live, seq, output.sampled_token_ids[i], output.logprobs.get(i))
+
+    def _deliver(
+        self, live: LiveRequest, seq: Sequence, token_ids: list[int], logprobs: list[PositionLogprobs] | None
+    ) -> None:
+        """Appends sampled tokens to a sequence and ends it where one of them ends it."""
+        is_first = seq.num_output_tokens == 0
+        asked = seq.params.prompt_logprobs is not None
+        taken = 0
+        reason = None
+        for token_id in token_ids:
+            seq.num_pending_tokens -= 1
+            seq.token_ids.append(token_id)
+            taken += 1
+            reason = self._reason_to_end(live, seq, token_id)
+            if reason is not None:
+                break
+        self._totals["generation_tokens"] += taken
+        if is_first and seq.index == 0:
+            self._totals["prompt_tokens"] += seq.num_prompt_tokens
+        self._outbox.append(
+            EngineOutput(
+                request_id=seq.request.request_id,
+                index=seq.index,
+                token_ids=token_ids[:taken],
+                finish_reason=reason,
+                stop_token_id=seq.token_ids[-1] if reason is FinishReason.STOP else None,
+                logprobs=logprobs[:taken] if logprobs is not None else None,
+                prompt_logprobs=live.prompt_logprobs if is_first and seq.index == 0 and asked else None,
+                num_cached_tokens=seq.num_cached_tokens,
+            )
+        )
+        if reason is not None:
+            self._forget(live, seq, reason)
+        self._release_held(live)
+
+    @staticmethod
+    def _reason_to_end(live: LiveRequest, seq: Sequence, token_id: int) -> FinishReason | None:
+        if token_id in live.stop_token_ids and seq.num_output_tokens >= seq.params.min_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if seq.num_output_tokens >= (seq.params.max_tokens or 0) else None
+
+    def _end(self, live: LiveRequest, seq: Sequence, reason: FinishReason, error: str = "") -> None:
+        """Ends a sequence without a token."""
+        self._outbox.append(
+            EngineOutput(
+                request_id=seq.request.request_id, index=seq.index, token_ids=[], finish_reason=reason, error=error
+            )
+        )
+        self._forget(live, seq, reason)
+        self._release_held(live)
+
+    def _forget(self, live: LiveRequest, seq: Sequence, reason: FinishReason) -> None:
+        seq.finish_reason = reason
+        self._finished[reason.value] += 1
+        if seq in live.held:
+            live.held.remove(seq)
+        else:
+            self.scheduler.remove(seq)
+        del live.children[seq.index]
+        if not live.children:
+            del self._live[live.request.request_id]
+
+    def _release_held(self, live: LiveRequest) -> None:
+        """The prompt has been computed, or whoever did it is gone: the other children may run."""
+        for seq in live.held:
+            self.scheduler.add(seq)
+        live.held = []
+
+    def _check_idle(self) -> None:
+        """With no request alive nothing may be held: a leak is found here, not when the pool is empty."""
+        pool = self.scheduler.kv.pool
+        assert not self.scheduler.running and (self.scheduler.num_in_flight or not pool.num_used), "KV blocks leaked"

@@ -1,0 +1,121 @@
+"""What comes out: EngineOutput (token ids, across the process boundary) and RequestOutput (text, to the caller)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended. Every sequence ends exactly once, in exactly one of these."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    REJECTED = "rejected"
+    ERROR = "error"
+
+
+class TokenLogprob(NamedTuple):
+    """One candidate at one position: natural logarithm of its probability, and its rank (1 is the best)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+
+
+# The candidates at one position. The token that was chosen (in a prompt: that stands there) comes first.
+PositionLogprobs = list[TokenLogprob]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOutput:
+    """What one step brought for one sequence of one request: new tokens, maybe its end.
+
+    `logprobs` has one entry a new token when asked for. `prompt_logprobs` has one entry for each prompt token after
+    the first and comes once, on child 0, with its first token. `num_cached_tokens` counts prompt tokens that the prefix
+    cache gave. `error` is a message for the client and goes with FinishReason.ERROR or REJECTED.
+    """
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    logprobs: list[PositionLogprobs] | None = None
+    prompt_logprobs: list[PositionLogprobs] | None = None
+    num_cached_tokens: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """One candidate, with its text. `decoded_token`s of the chosen tokens concatenate to the text."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+@dataclass(slots=True, kw_only=True)
+class CompletionOutput:
+    """One of the n completions. On a stream every field but the reasons is what is new since the last output."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] | None = None
+    cumulative_logprob: float | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+    def extend(self, later: CompletionOutput) -> None:
+        """Appends what came later, so that a slow reader gets one larger output."""
+        self.text += later.text
+        self.token_ids += later.token_ids
+        if later.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + later.logprobs
+        self.cumulative_logprob = later.cumulative_logprob
+        self.finish_reason = later.finish_reason
+        self.stop_reason = later.stop_reason
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one request so far. `num_cached_tokens` of the prompt were not computed again."""
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestOutput:
+    """What a request has brought: on a stream the new part, from `LLM.generate` the whole.
+
+    `outputs` holds the completions that have something new, by index. `error` explains FinishReason.ERROR.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    usage: Usage
+    finished: bool = False
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    error: str = ""
+
+    def extend(self, later: RequestOutput) -> None:
+        """Appends a later output of the same request."""
+        mine = {output.index: output for output in self.outputs}
+        for output in later.outputs:
+            if output.index in mine:
+                mine[output.index].extend(output)
+            else:
+                self.outputs.append(output)
+        self.outputs.sort(key=lambda output: output.index)
+        self.usage, self.finished = later.usage, later.finished
+        self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
+        self.error = self.error or later.error

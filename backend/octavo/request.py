@@ -1,0 +1,29 @@
+"""EngineRequest: what the front hands to the engine. Token ids only; everything text-like has been resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One request, as it crosses the process boundary and as `Engine.add_request` takes it.
+
+    `seed` is always set (the front draws one where the caller gave none), so that a replay continues the same
+    stream. `stop_token_ids` holds EOS too, unless the caller ignores it. `emitted_token_ids` and `finished` are
+    for replay: per child, the tokens it has already sent and whether it has ended; empty for a new request.
+    A lower `priority` runs first. `cache_salt` separates prefix caches: only equal salts share blocks.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    stop_token_ids: tuple[int, ...] = ()
+    bad_words_token_ids: list[list[int]] = field(default_factory=list)
+    priority: int = 0
+    cache_salt: str = ""
+    emitted_token_ids: list[list[int]] = field(default_factory=list)
+    finished: list[bool] = field(default_factory=list)

@@ -1,0 +1,231 @@
+"""For tests of whatever stands on the engine: a fake model folder, and an executor that needs no torch.
+
+The fake's tokens are a pure function of the sequence's tokens and its seed, read out of a shadow KV memory: a slot that
+was not written for that very prefix is an error, so scheduling mistakes cannot hide.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from octavo.checkpoint import Checkpoint
+from octavo.config import EngineConfig
+from octavo.core.step import ModelRunnerOutput, NewRow, SchedulerOutput
+from octavo.engine import OnProgress
+from octavo.outputs import PositionLogprobs, TokenLogprob
+
+FAKE_EOS = 256
+FAKE_VOCAB_SIZE = 258
+_MASK = (1 << 64) - 1
+
+
+def mix(value: int, token: int) -> int:
+    """A 64-bit hash of a 64-bit state and one more token (the finaliser of splitmix64)."""
+    x = (value ^ (token + 0x9E3779B97F4A7C15)) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def fake_token(token_ids: list[int], seed: int) -> int:
+    """The token that the fake executor puts after `token_ids`; printable ASCII, never EOS."""
+    state = 0
+    for token_id in token_ids:
+        state = mix(state, token_id)
+    return 32 + mix(state, seed & _MASK) % 95
+
+
+@dataclass(slots=True)
+class FakeRow:
+    """What the fake knows of one row."""
+
+    new: NewRow
+    token_ids: list[int]
+    block_table: list[int]
+
+
+class FakeModelRunner:
+    """An Executor over a shadow KV memory: slot -> hash of the whole prefix up to that token.
+
+    With `strict` every slot that a row reads is checked in every step, else only the last one before the new tokens.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, strict: bool = False) -> None:
+        self.num_blocks = num_blocks
+        self.num_fallbacks = 0
+        self.num_steps = 0
+        self._block_size = block_size
+        self._strict = strict
+        self._rows: dict[int, FakeRow] = {}
+        self._slots: dict[int, int] = {}
+
+    def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        """Applies the deltas in the order that SchedulerOutput names, checks every read, and samples."""
+        self.num_steps += 1
+        for row in step.removed_rows:
+            del self._rows[row]
+        for new in step.new_rows:
+            assert new.row not in self._rows, f"row {new.row} is taken"
+            self._rows[new.row] = FakeRow(new, list(new.token_ids), list(new.block_table))
+        for source, target in step.block_copies:
+            self._copy_block(source, target)
+        for row, blocks in step.new_blocks:
+            self._rows[row].block_table += blocks
+        output = ModelRunnerOutput(step.step_id, [])
+        scheduled = zip(step.rows, step.num_computed_tokens, step.num_scheduled_tokens, strict=True)
+        for i, (row, start, count) in enumerate(scheduled):
+            self._compute(self._rows[row], start, count, i, output)
+        return output
+
+    def shutdown(self) -> None:
+        """Forgets everything."""
+        self._rows.clear()
+        self._slots.clear()
+
+    def _compute(self, row: FakeRow, start: int, count: int, i: int, output: ModelRunnerOutput) -> None:
+        state = self._read_prefix(row, start)
+        for position in range(start, start + count):
+            state = mix(state, row.token_ids[position])
+            self._slots[self._slot(row, position)] = state
+        if row.new.prompt_logprobs:
+            last = min(start + count, row.new.num_prompt_tokens - 1)
+            output.prompt_logprobs[i] = [_certain(row.token_ids[p + 1]) for p in range(start, last)]
+        if start + count < len(row.token_ids):
+            output.sampled_token_ids.append([])
+            return
+        token_id = 32 + mix(state, row.new.seed & _MASK) % 95
+        row.token_ids.append(token_id)
+        output.sampled_token_ids.append([token_id])
+        if row.new.params.logprobs is not None:
+            output.logprobs[i] = [_certain(token_id)]
+
+    def _read_prefix(self, row: FakeRow, end: int) -> int:
+        state = 0
+        if self._strict:
+            for position in range(end):
+                state = mix(state, row.token_ids[position])
+                self._check(row, position, state)
+        elif end:
+            state = self._slots[self._slot(row, end - 1)]
+        return state
+
+    def _check(self, row: FakeRow, position: int, state: int) -> None:
+        found = self._slots.get(self._slot(row, position))
+        assert found == state, f"row {row.new.row} reads position {position}, which holds another prefix"
+
+    def _slot(self, row: FakeRow, position: int) -> int:
+        block = row.block_table[position // self._block_size]
+        assert 0 < block < self.num_blocks, f"row {row.new.row} uses block {block}"
+        return block * self._block_size + position % self._block_size
+
+    def _copy_block(self, source: int, target: int) -> None:
+        for offset in range(self._block_size):
+            value = self._slots.get(source * self._block_size + offset)
+            if value is None:
+                self._slots.pop(target * self._block_size + offset, None)
+            else:
+                self._slots[target * self._block_size + offset] = value
+
+
+def _certain(token_id: int) -> PositionLogprobs:
+    return [TokenLogprob(token_id, 0.0, 1)]
+
+
+class FaultyModelRunner(FakeModelRunner):
+    """A FakeModelRunner that hangs or exits at a given step, for tests of the supervision."""
+
+    def __init__(self, num_blocks: int, block_size: int, fault: str) -> None:
+        super().__init__(num_blocks, block_size)
+        settings = dict(part.split("=", 1) for part in fault.split(","))
+        self._hang_at = int(settings.get("hang_at_step", 0))
+        self._exit_at = int(settings.get("exit_at_step", 0))
+        self._marker = Path(settings["once"]) if "once" in settings else None
+
+    def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        """Like the fake's, but for the one step that the fault names."""
+        output = super().execute(step)
+        if self.num_steps in (self._hang_at, self._exit_at) and self._first_time():
+            if self.num_steps == self._exit_at:
+                os._exit(23)
+            threading.Event().wait()
+        return output
+
+    def _first_time(self) -> bool:
+        if self._marker is None:
+            return True
+        try:
+            self._marker.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+def create_fake_executor(config: EngineConfig, checkpoint: Checkpoint, on_progress: OnProgress) -> FakeModelRunner:
+    """The factory to name in `EngineConfig.executor`: "octavo.testing:create_fake_executor".
+
+    Faults: OCTAVO_FAULT="hang_at_step=20,once=/marker" (or exit_at_step), obeyed only beside OCTAVO_ALLOW_FAULTS=1.
+    """
+    on_progress("loading weights", 1.0)
+    num_blocks = config.num_gpu_blocks_override or 4096
+    fault = os.environ.get("OCTAVO_FAULT")
+    if fault and os.environ.get("OCTAVO_ALLOW_FAULTS") == "1":
+        return FaultyModelRunner(num_blocks, config.block_size, fault)
+    return FakeModelRunner(num_blocks, config.block_size)
+
+
+def make_fake_model(folder: Path, max_position_embeddings: int = 1024) -> Path:
+    """Writes a model folder whose tokens are bytes (and EOS, 256), for use with the fake executor; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["FakeForCausalLM"],
+        "vocab_size": FAKE_VOCAB_SIZE,
+        "max_position_embeddings": max_position_embeddings,
+        "eos_token_id": FAKE_EOS,
+        "hidden_size": 1,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps(_byte_tokenizer()))
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a: {% endif %}"
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", "chat_template": template}))
+    header = json.dumps({"unused": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    return folder
+
+
+def _byte_tokenizer() -> dict[str, object]:
+    """A tokenizer.json with one token a byte; byte-level BPE names each byte by a printable character."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    names = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    special = [(FAKE_EOS, "<eos>"), (FAKE_EOS + 1, "<bos>")]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": token_id, "content": text, **flags} for token_id, text in special],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {names[byte]: byte for byte in range(256)} | {text: token_id for token_id, text in special},
+            "merges": [],
+        },
+    }
