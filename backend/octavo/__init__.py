@@ -3,7 +3,50 @@
 These names are the public interface; importing them loads no torch.
 """
 
-from octavo.errors import InvalidRequest
+from octavo.async_engine import AsyncEngine
+from octavo.checkpoint import default_model
+from octavo.config import EngineConfig
+from octavo.errors import (
+    DeadlineExceeded,
+    EngineDead,
+    EngineError,
+    InvalidRequest,
+    ModelLoadError,
+    OctavoError,
+    Overloaded,
+    PromptTooLong,
+    RequestCancelled,
+    RequestError,
+    RequestFailed,
+)
+from octavo.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput, Usage
+from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
+from octavo.stats import EngineStats
 
-__all__ = ["InvalidRequest", "SamplingParams"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncEngine",
+    "CompletionOutput",
+    "DeadlineExceeded",
+    "EngineConfig",
+    "EngineDead",
+    "EngineError",
+    "EngineStats",
+    "FinishReason",
+    "InvalidRequest",
+    "Logprob",
+    "ModelLoadError",
+    "OctavoError",
+    "Overloaded",
+    "PromptTooLong",
+    "RequestCancelled",
+    "RequestError",
+    "RequestFailed",
+    "RequestOutput",
+    "RequestStream",
+    "SamplingParams",
+    "Usage",
+    "default_model",
+]

@@ -88,6 +88,7 @@ class FakeModelRunner:
         self._slots.clear()
 
     def _compute(self, row: FakeRow, start: int, count: int, i: int, output: ModelRunnerOutput) -> None:
+        assert count > 0, f"row {row.new.row} has nothing to compute"
         state = self._read_prefix(row, start)
         for position in range(start, start + count):
             state = mix(state, row.token_ids[position])

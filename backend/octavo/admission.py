@@ -1,0 +1,135 @@
+"""Admission: from a prompt and SamplingParams to an EngineRequest, or a refusal that names the parameter.
+
+Everything text-like is resolved here: chat template, tokens, EOS, bad words, seed. Knows no process and no queue.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.checkpoint import Checkpoint
+from octavo.config import EngineConfig
+from octavo.errors import InvalidRequest, PromptTooLong
+from octavo.parsing import parse_int, parse_text
+from octavo.request import EngineRequest
+from octavo.sampling_params import SamplingParams
+from octavo.text.chat import render_chat
+from octavo.text.tokenizer import Tokenizer, bad_words_token_ids
+
+# A text, token ids, or chat messages.
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+
+_SEED_BITS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """How a request is named and treated, whatever its content. `number` tells apart requests that reuse an id."""
+
+    request_id: str
+    number: int
+    priority: int = 0
+    cache_salt: str = ""
+
+    @property
+    def wire_id(self) -> str:
+        """Its id inside the engine: what comes late for an earlier request must not be mistaken for its own."""
+        return f"{self.request_id}#{self.number}"
+
+
+class Admission:
+    """Checks and translates requests for one model. Any thread may call it."""
+
+    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, config: EngineConfig) -> None:
+        """`config` has been resolved."""
+        assert config.max_model_len is not None
+        self._tokenizer = tokenizer
+        self._vocab_size = checkpoint.vocab_size
+        self._eos_token_ids = checkpoint.eos_token_ids
+        self._max_model_len = config.max_model_len
+        self._seeds = random.Random(config.seed)
+
+    def prepare(self, ticket: Ticket, prompt: Prompt, params: SamplingParams) -> tuple[EngineRequest, str | None]:
+        """The request for the engine, and the prompt's text where it was not given as token ids.
+
+        Raises InvalidRequest or PromptTooLong.
+        """
+        self._check_vocabulary(params)
+        text, token_ids = self._read_prompt(prompt)
+        token_ids = self._truncate(token_ids, params)
+        params = self._limit(token_ids, params)
+        eos_token_ids = () if params.ignore_eos else self._eos_token_ids
+        request = EngineRequest(
+            request_id=ticket.wire_id,
+            prompt_token_ids=token_ids,
+            params=params,
+            seed=self._seeds.getrandbits(_SEED_BITS) if params.seed is None else params.seed,
+            stop_token_ids=tuple(dict.fromkeys(eos_token_ids + params.stop_token_ids)),
+            bad_words_token_ids=bad_words_token_ids(self._tokenizer, params.bad_words) if params.bad_words else [],
+            priority=parse_int("priority", ticket.priority),
+            cache_salt=parse_text("cache_salt", ticket.cache_salt, allow_empty=True),
+        )
+        return request, text
+
+    def _read_prompt(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, str):
+            text = parse_text("prompt", prompt)
+            token_ids = self._tokenizer.encode(text)
+        elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+            rendered = render_chat(self._tokenizer.chat_template, prompt, self._tokenizer.special_tokens)
+            text = parse_text("messages", rendered)
+            token_ids = self._tokenizer.encode(text, add_special_tokens=False)
+        elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
+            return None, self._check_token_ids(list(prompt))
+        else:
+            raise InvalidRequest("prompt", prompt, "a text, a list of token ids or a list of chat messages")
+        if not token_ids:
+            raise InvalidRequest("prompt", prompt, "a prompt of at least one token")
+        return text, token_ids
+
+    def _check_token_ids(self, token_ids: list[Any]) -> list[int]:
+        if not token_ids:
+            raise InvalidRequest("prompt", token_ids, "at least one token id")
+        # The usual case goes through C loops: prompts have thousands of tokens.
+        if set(map(type, token_ids)) == {int} and min(token_ids) >= 0 and max(token_ids) < self._vocab_size:
+            return token_ids
+        return [parse_int(f"prompt[{i}]", token, 0, self._vocab_size - 1) for i, token in enumerate(token_ids)]
+
+    def _truncate(self, token_ids: list[int], params: SamplingParams) -> list[int]:
+        limit = params.truncate_prompt_tokens
+        if limit is None:
+            return token_ids
+        if limit == 0:
+            raise InvalidRequest("truncate_prompt_tokens", limit, "at least 1, or -1 for as many as the model can take")
+        if limit < 0:
+            limit = max(self._max_model_len - (params.max_tokens or 1), 1)
+        return token_ids[-limit:]
+
+    def _limit(self, token_ids: list[int], params: SamplingParams) -> SamplingParams:
+        """The parameters with a number of output tokens that the rest of the context can hold."""
+        rest = self._max_model_len - len(token_ids)
+        if rest < 1:
+            raise PromptTooLong(
+                f"prompt: {len(token_ids)} tokens and at least one of output are over the context of "
+                f"{self._max_model_len} tokens (max_model_len)"
+            )
+        if params.max_tokens is None or params.max_tokens > rest:
+            return params.with_max_tokens(rest)
+        return params
+
+    def _check_vocabulary(self, params: SamplingParams) -> None:
+        lists = {
+            "stop_token_ids": params.stop_token_ids,
+            "logit_bias": params.logit_bias,
+            "allowed_token_ids": params.allowed_token_ids or (),
+        }
+        for name, token_ids in lists.items():
+            if token_ids and max(token_ids) >= self._vocab_size:
+                raise InvalidRequest(name, max(token_ids), f"token ids below {self._vocab_size} (the vocabulary)")
+        for name in ("logprobs", "prompt_logprobs"):
+            asked = getattr(params, name)
+            if asked is not None and asked > self._vocab_size:
+                raise InvalidRequest(name, asked, f"at most {self._vocab_size} (the vocabulary), or -1 for all of it")

@@ -1,0 +1,112 @@
+"""The decoder that the families share: described by a DecoderSpec, built layer by layer from a weight source.
+
+Knows no file format, no device's peculiarities (layers and kernels do) and no batch beyond AttentionMetadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.layers.attention import Attention, AttentionMetadata, HeadNorm
+from octavo.layers.embedding import Embedding
+from octavo.layers.linear import Linear
+from octavo.layers.mlp import GatedMLP
+from octavo.layers.norm import RMSNorm
+from octavo.layers.rope import rope_table
+from octavo.models.config import DecoderSpec, read_spec
+from octavo.models.weights import WeightSource
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One block: attention, then a gated MLP, each behind a norm that also adds the residual."""
+
+    attention_norm: RMSNorm
+    attention: Attention
+    mlp_norm: RMSNorm
+    mlp: GatedMLP
+
+
+class Decoder:
+    """A causal language model. Owns its weights; the KV cache belongs to the caller.
+
+    Subclasses override `read_spec` where a family differs.
+    """
+
+    def __init__(self, spec: DecoderSpec, weights: WeightSource) -> None:
+        self.spec = spec
+        table = weights.take("model.embed_tokens.weight", spec.vocab_size, spec.hidden_size)
+        self.embedding = Embedding(table)
+        angles = rope_table(spec.rope, spec.head_dim, spec.max_position_embeddings).to(table.device)
+        self.layers = [_build_layer(spec, index, weights, angles) for index in range(spec.num_layers)]
+        self.norm = RMSNorm(weights.take("model.norm.weight", spec.hidden_size), spec.rms_norm_eps)
+        if not spec.tied_embeddings:
+            table = weights.take("lm_head.weight", spec.vocab_size, spec.hidden_size)
+        self.lm_head = Linear([table])
+
+    @classmethod
+    def read_spec(cls, config: Mapping[str, Any]) -> DecoderSpec:
+        """The spec of a config.json of this family; raises ModelLoadError."""
+        return read_spec(config)
+
+    def __call__(
+        self, token_ids: Tensor, positions: Tensor, kv_caches: Sequence[Tensor], metadata: AttentionMetadata
+    ) -> Tensor:
+        """One step of all rows. token_ids, positions: int64 [T]; kv_caches: one a layer, written in place.
+
+        Returns the final hidden states [T, hidden_size], normed.
+        """
+        residual = self.embedding(token_ids)
+        x = torch.zeros_like(residual)
+        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
+            x = layer.attention(layer.attention_norm.add(x, residual), positions, kv_cache, metadata)
+            x = layer.mlp(layer.mlp_norm.add(x, residual))
+        return self.norm.add(x, residual)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [R, hidden_size] -> float32 [R, vocab_size]."""
+        return self.lm_head(hidden, torch.float32)
+
+
+def _build_layer(spec: DecoderSpec, index: int, weights: WeightSource, angles: Tensor) -> DecoderLayer:
+    prefix = f"model.layers.{index}."
+
+    def norm(name: str) -> RMSNorm:
+        return RMSNorm(weights.take(f"{prefix}{name}.weight", spec.hidden_size), spec.rms_norm_eps)
+
+    def linear(sizes: dict[str, int], num_inputs: int, has_bias: bool) -> Linear:
+        tensors = [weights.take(f"{prefix}{name}.weight", size, num_inputs) for name, size in sizes.items()]
+        biases = [weights.take(f"{prefix}{name}.bias", size) for name, size in sizes.items()] if has_bias else []
+        return Linear(tensors, biases)
+
+    q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    projections = {"self_attn.q_proj": q_size, "self_attn.k_proj": kv_size, "self_attn.v_proj": kv_size}
+    gates = {"mlp.gate_proj": spec.intermediate_size, "mlp.up_proj": spec.intermediate_size}
+    attention = Attention(
+        qkv=linear(projections, spec.hidden_size, spec.qkv_bias),
+        output=linear({"self_attn.o_proj": spec.hidden_size}, q_size, spec.output_bias),
+        rope_table=angles,
+        head_dim=spec.head_dim,
+        window=spec.sliding_windows[index],
+        head_norm=_head_norm(spec, prefix, weights) if spec.qk_norm else None,
+    )
+    return DecoderLayer(
+        attention_norm=norm("input_layernorm"),
+        attention=attention,
+        mlp_norm=norm("post_attention_layernorm"),
+        mlp=GatedMLP(
+            gate_up=linear(gates, spec.hidden_size, spec.mlp_bias),
+            down=linear({"mlp.down_proj": spec.hidden_size}, spec.intermediate_size, spec.mlp_bias),
+        ),
+    )
+
+
+def _head_norm(spec: DecoderSpec, prefix: str, weights: WeightSource) -> HeadNorm:
+    names = (f"{prefix}self_attn.{part}_norm.weight" for part in "qk")
+    query_weight, key_weight = (weights.take(name, spec.head_dim) for name in names)
+    return HeadNorm(query_weight, key_weight, spec.rms_norm_eps)

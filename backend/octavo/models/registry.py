@@ -1,0 +1,64 @@
+"""ARCHITECTURES, and how a checkpoint becomes a model. A family's module is imported only when its model is loaded."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from octavo.checkpoint import Checkpoint
+from octavo.errors import ModelLoadError, shorten
+from octavo.models.config import DecoderSpec
+from octavo.models.decoder import Decoder
+from octavo.models.gguf_weights import GGUFReader
+from octavo.models.weights import WeightReader, WeightSource, open_weights
+
+# The name in a config.json's "architectures" -> "module:Class".
+ARCHITECTURES = {
+    "LlamaForCausalLM": "octavo.models.llama:LlamaForCausalLM",
+    "MistralForCausalLM": "octavo.models.mistral:MistralForCausalLM",
+    "Qwen2ForCausalLM": "octavo.models.qwen2:Qwen2ForCausalLM",
+    "Qwen3ForCausalLM": "octavo.models.qwen3:Qwen3ForCausalLM",
+}
+
+
+def read_model_spec(checkpoint: Checkpoint) -> DecoderSpec:
+    """The model's shape without its weights; raises ModelLoadError."""
+    return _model_class(checkpoint).read_spec(checkpoint.config)
+
+
+def load_model(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, on_progress: Callable[[str, float], None]
+) -> Decoder:
+    """Reads the weights, layer by layer, straight into `dtype` on `device`.
+
+    on_progress(phase, fraction) is called as tensors arrive. Raises ModelLoadError that names the key or tensor.
+    """
+    model_class = _model_class(checkpoint)
+    if checkpoint.config.get("quantization_config"):
+        raise ModelLoadError("config.json: quantization_config is not supported; use unquantised weights or GGUF")
+    reader = open_weights(checkpoint)
+    spec = _with_rope_factors(model_class.read_spec(checkpoint.config), reader)
+    weights = WeightSource(reader, dtype, device, on_progress)
+    with torch.inference_mode():
+        model = model_class(spec, weights)
+    weights.finish(ignored=("lm_head.weight",) if spec.tied_embeddings else ())
+    return model
+
+
+def _with_rope_factors(spec: DecoderSpec, reader: WeightReader) -> DecoderSpec:
+    factors = reader.rope_factors if isinstance(reader, GGUFReader) else ()
+    return replace(spec, rope=replace(spec.rope, frequency_factors=factors)) if factors else spec
+
+
+def _model_class(checkpoint: Checkpoint) -> type[Decoder]:
+    names = checkpoint.config.get("architectures")
+    for name in names if isinstance(names, list) else []:
+        if name in ARCHITECTURES:
+            module, _, class_name = ARCHITECTURES[name].partition(":")
+            found: type[Decoder] = getattr(importlib.import_module(module), class_name)
+            return found
+    known = ", ".join(ARCHITECTURES)
+    raise ModelLoadError(f"config.json: architectures {shorten(names)} is not supported; known are {known}")

@@ -1,0 +1,126 @@
+"""ModelRunner: executes steps on one device. Deltas, model, logits where they are needed, sampler: in this order.
+
+Knows nothing of scheduling; what to compute and where it lies comes in the SchedulerOutput.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.core.step import ModelRunnerOutput, NewRow, SchedulerOutput
+from octavo.kernels import native
+from octavo.models.decoder import Decoder
+from octavo.outputs import PositionLogprobs
+from octavo.runner.input_batch import InputBatch, StepInputs
+from octavo.runner.kv_cache import copy_blocks
+from octavo.runner.logprobs import position_logprobs
+from octavo.runner.sampler import NOT_FINITE, Sampler
+from octavo.sampling_params import SamplingParams
+
+# Prompt positions whose logits are held at once: 64 rows of a 128k vocabulary are 32 MiB.
+_LOGITS_ROWS = 64
+_WARM_UP_TOKENS = (32, 1)
+
+
+class ModelRunner:
+    """An Executor on one device. Owns the KV cache's tensors, the rows' tables and the sampler.
+
+    kv_caches: one tensor a layer, see kv_cache.py. The model's dtype and device are theirs.
+    """
+
+    def __init__(self, model: Decoder, kv_caches: list[Tensor], batch: InputBatch) -> None:
+        self._model = model
+        self._kv_caches = kv_caches
+        self._batch = batch
+        self._sampler = Sampler(model.spec.vocab_size)
+        self._num_blocks = len(kv_caches[0])
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in the pool, the null block included."""
+        return self._num_blocks
+
+    @property
+    def num_fallbacks(self) -> int:
+        """How often a slower way was taken than the one intended."""
+        return native.num_fallbacks
+
+    def shutdown(self) -> None:
+        """Lets go of the KV cache's memory. No step may follow."""
+        self._kv_caches = []
+
+    def warm_up(self) -> None:
+        """Runs steps on the null block, so that one-time work is done before the first request."""
+        _, max_tokens = self._batch.token_ids.shape
+        num_blocks = self._batch.block_table.shape[1]
+        greedy = SamplingParams(temperature=0)
+        for wanted in _WARM_UP_TOKENS:
+            count = min(wanted, max_tokens - 1)
+            new = NewRow(0, [0] * count, count, [0] * num_blocks, greedy, 0, (), [], False)
+            self.execute(SchedulerOutput(0, [], [new], [], [], [0], [0], [count]))
+            self.execute(SchedulerOutput(0, [0], [], [], [], [], [], []))
+
+    @torch.inference_mode()
+    def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        """Computes one step."""
+        self._batch.apply(step)
+        copy_blocks(self._kv_caches, step.block_copies)
+        output = ModelRunnerOutput(step.step_id, [[] for _ in step.rows])
+        if step.rows:
+            inputs = self._batch.step_inputs(step)
+            hidden = self._model(inputs.token_ids, inputs.positions, self._kv_caches, inputs.metadata)
+            self._add_prompt_logprobs(step, inputs, hidden, output)
+            self._sample(step, inputs, hidden, output)
+        return output
+
+    def _sample(self, step: SchedulerOutput, inputs: StepInputs, hidden: Tensor, output: ModelRunnerOutput) -> None:
+        """Draws the next token of each row whose range ends at its last token; it becomes part of the row."""
+        sampling = [index for index in np.flatnonzero(inputs.samples).tolist() if index not in output.failed]
+        if not sampling:
+            return
+        batch, rows = self._batch, [step.rows[index] for index in sampling]
+        last_tokens = inputs.metadata.cu_seqlens_q[1:].long()[sampling] - 1
+        sampled = self._sampler.sample(
+            self._model.compute_logits(hidden[last_tokens]),
+            [batch.sampling_row(row) for row in rows],
+            [batch.tokens_of(row) for row in rows],
+        )
+        for index, row, token_id in zip(sampling, rows, sampled.token_ids, strict=True):
+            if token_id is not None:
+                batch.append_token(row, token_id)
+                output.sampled_token_ids[index].append(token_id)
+        output.logprobs.update((sampling[i], [candidates]) for i, candidates in sampled.logprobs.items())
+        output.failed.update((sampling[i], message) for i, message in sampled.failed.items())
+
+    def _add_prompt_logprobs(
+        self, step: SchedulerOutput, inputs: StepInputs, hidden: Tensor, output: ModelRunnerOutput
+    ) -> None:
+        """For rows that ask: the logprobs of the prompt tokens that this step's positions predict."""
+        starts = inputs.metadata.cu_seqlens_q.tolist()
+        for index, row in enumerate(step.rows):
+            if not self._batch.wants_prompt_logprobs[row]:
+                continue
+            first = step.num_computed_tokens[index]
+            last = min(first + step.num_scheduled_tokens[index], int(self._batch.num_prompt_tokens[row]) - 1)
+            if first < last:
+                predicting = hidden[starts[index] : starts[index] + last - first]
+                found = self._logprobs_of(predicting, row, first)
+                if found is None:
+                    output.failed[index] = NOT_FINITE
+                else:
+                    output.prompt_logprobs[index] = found
+
+    def _logprobs_of(self, hidden: Tensor, row: int, first: int) -> list[PositionLogprobs] | None:
+        """One entry for each of `hidden` [n, hidden_size], positions first, first + 1, ...; None if not finite."""
+        num_best = self._batch.sampling_row(row).params.prompt_logprobs
+        assert num_best is not None
+        found: list[PositionLogprobs] = []
+        targets = self._batch.tokens_of(row)[first + 1 :]
+        for begin in range(0, len(hidden), _LOGITS_ROWS):
+            for logits in self._model.compute_logits(hidden[begin : begin + _LOGITS_ROWS]).numpy():
+                if not np.isfinite(logits.max()):
+                    return None
+                found.append(position_logprobs(logits, int(targets[len(found)]), num_best))
+        return found

@@ -1,0 +1,153 @@
+"""Chat templates: messages to one prompt text, in a sandbox, as the model's own template says.
+
+A template is foreign code: it sees plain data only, and whatever it raises is the request's error.
+Knows no tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from octavo.errors import InvalidRequest
+
+_RESERVED = ("messages", "tools", "add_generation_prompt")
+_SHOWN_CHARACTERS = 300
+
+
+def render_chat(
+    template: str | None,
+    messages: object,
+    special_tokens: Mapping[str, str],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
+    """The prompt that `template` makes of `messages`, special tokens written out (encode it without adding any).
+
+    `special_tokens` is `Tokenizer.special_tokens`; `template_kwargs` are further variables for the template. Raises
+    InvalidRequest for messages of the wrong shape, a model without a template, and whatever the template refuses.
+    """
+    checked = _check_messages(messages)
+    if not template:
+        raise InvalidRequest("messages", _roles(checked), "a prompt instead: the model has no chat template")
+    extra = dict(template_kwargs or {})
+    for name in _RESERVED:
+        if name in extra:
+            raise InvalidRequest("chat_template_kwargs", name, f"names other than {', '.join(_RESERVED)}")
+    compiled = _compile(template)
+    if not compiled.takes_parts:
+        checked = [{**message, "content": _joined(message["content"])} for message in checked]
+    variables = {**special_tokens, **extra}
+    try:
+        return compiled.template.render(
+            variables, messages=checked, tools=tools, add_generation_prompt=add_generation_prompt
+        )
+    except Exception as error:  # Foreign code may raise anything; it is never our bug.
+        raise _refusal(checked, error) from None
+
+
+def _check_messages(messages: object) -> list[dict[str, Any]]:
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
+        raise InvalidRequest("messages", messages, "a list of messages that is not empty")
+    return [_check_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
+
+
+def _check_message(name: str, message: object) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise InvalidRequest(name, message, 'an object with "role" and "content"')
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise InvalidRequest(f"{name}.role", role, "a string that is not empty")
+    if isinstance(content, list):
+        content = [_check_part(f"{name}.content[{i}]", part) for i, part in enumerate(content)]
+    elif content is None and message.get("tool_calls"):
+        pass
+    elif not isinstance(content, str):
+        raise InvalidRequest(f"{name}.content", content, "a string, or a list of text parts")
+    return {**message, "content": content}
+
+
+def _check_part(name: str, part: object) -> dict[str, str]:
+    if not isinstance(part, Mapping):
+        raise InvalidRequest(name, part, 'an object like {"type": "text", "text": "..."}')
+    if part.get("type") != "text":
+        raise InvalidRequest(f"{name}.type", part.get("type"), '"text": this model reads text only')
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{name}.text", text, "a string")
+    return {"type": "text", "text": text}
+
+
+def _joined(content: str | list[dict[str, str]] | None) -> str | None:
+    return "\n".join(part["text"] for part in content) if isinstance(content, list) else content
+
+
+def _roles(messages: list[dict[str, Any]]) -> list[str]:
+    return [message["role"] for message in messages]
+
+
+def _refusal(messages: list[dict[str, Any]], error: Exception) -> InvalidRequest:
+    reason = str(error)[:_SHOWN_CHARACTERS] or type(error).__name__
+    return InvalidRequest("messages", _roles(messages), f"messages that the model's chat template accepts: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A template ready to render. `takes_parts`: it goes through the parts of a content itself."""
+
+    template: Template
+    takes_parts: bool
+
+
+@lru_cache(maxsize=32)
+def _compile(source: str) -> _Compiled:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    try:
+        loops = environment.parse(source).find_all(nodes.For)
+        return _Compiled(environment.from_string(source), any(_is_content(loop.iter) for loop in loops))
+    except (TemplateError, RecursionError) as error:
+        raise InvalidRequest("messages", "chat template", f"a template that can be read: {error}") from None
+
+
+def _is_content(node: nodes.Node) -> bool:
+    if isinstance(node, nodes.Getattr):
+        return node.attr == "content"
+    return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "content"
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}` marks what the model wrote, for training. Here it only has a scope of its own."""
+
+    tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+def _to_json(value: object, indent: int | None = None, **options: Any) -> str:
+    """JSON as templates were written for: not escaped for HTML, as jinja2's own filter is."""
+    return json.dumps(value, indent=indent, **{"ensure_ascii": False, **options})
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _strftime_now(text_format: str) -> str:
+    return datetime.now().strftime(text_format)

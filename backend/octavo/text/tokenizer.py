@@ -1,0 +1,177 @@
+"""Tokenizer: text to token ids and back, with the model's special tokens and chat template.
+
+Opens what lies in a model folder; `gguf_tokenizer` builds the same from a GGUF file. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from octavo.checkpoint import Checkpoint, GGUFMetadata
+from octavo.errors import InvalidRequest, ModelLoadError
+from octavo.text.decoding import Decoding, open_decoding
+from octavo.text.gguf_tokenizer import build_from_gguf
+
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """One model's tokenizer. Never changed after it is made, so any thread may use it.
+
+    `special_tokens` maps the names that chat templates use ("bos_token", ...) to the tokens' texts.
+    """
+
+    def __init__(self, backend: Backend, special_tokens: Mapping[str, str], chat_template: str | None) -> None:
+        # Limits that a folder was saved with are about training batches, not about requests.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.special_tokens = dict(special_tokens)
+        self.chat_template = chat_template
+        self.decoding: Decoding = open_decoding(backend)
+        self.special_token_ids: frozenset[int] = frozenset(
+            token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
+        )
+
+    @property
+    def bos_token(self) -> str | None:
+        """The text of the token that begins a sequence."""
+        return self.special_tokens.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        """The text of the token that ends a sequence."""
+        return self.special_tokens.get("eos_token")
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest token id."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`; special tokens written out in it count as such.
+
+        `add_special_tokens` adds what the model expects around a text (mostly BOS). Raises InvalidRequest for text
+        that UTF-8 cannot hold.
+        """
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except (TypeError, UnicodeEncodeError):
+            raise InvalidRequest("prompt", text, "text that UTF-8 can hold (no lone surrogates)") from None
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of a whole sequence; ids without a token give nothing, broken UTF-8 gives U+FFFD."""
+        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token alone, its leading space included."""
+        return self.decoding.token_text(token_id)
+
+
+def open_tokenizer(checkpoint: Checkpoint, path: str | None = None) -> Tokenizer:
+    """The checkpoint's tokenizer, or the one at `path`: a folder, a tokenizer.json or a GGUF file.
+
+    Raises ModelLoadError that names the file or key that is missing or broken.
+    """
+    location = checkpoint.path if path is None else Path(path)
+    if path is None and checkpoint.gguf is not None:
+        return _open_gguf(checkpoint.gguf, location)
+    if location.suffix == ".gguf" and location.is_file():
+        return _open_gguf(GGUFMetadata(location), location)
+    return _open_folder(location / "tokenizer.json" if location.is_dir() else location)
+
+
+def bad_words_token_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[int]]:
+    """Each word as tokens: as it stands at the start of a text, after a space, and after what ends a word.
+
+    Raises InvalidRequest for a word that has no tokens.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        plain = tokenizer.encode(word, add_special_tokens=False)
+        if not plain:
+            raise InvalidRequest("bad_words", word, "words that the tokenizer can write")
+        spaced = tokenizer.encode(" " + word, add_special_tokens=False)
+        found |= dict.fromkeys(map(tuple, (plain, spaced, _behind_newline(tokenizer, word) or plain)))
+    return [list(ids) for ids in found]
+
+
+def _behind_newline(tokenizer: Tokenizer, word: str) -> list[int]:
+    """The bare word, for tokenizers that put a space before every text; empty if it merges with a newline."""
+    newline = tokenizer.encode("\n", add_special_tokens=False)
+    both = tokenizer.encode("\n" + word, add_special_tokens=False)
+    return both[len(newline) :] if both[: len(newline)] == newline else []
+
+
+def _open_gguf(metadata: Mapping[str, Any], file: Path) -> Tokenizer:
+    try:
+        backend, special_tokens = build_from_gguf(metadata)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{file}: {error}") from None
+    template = metadata.get("tokenizer.chat_template")
+    return Tokenizer(backend, special_tokens, template if isinstance(template, str) else None)
+
+
+def _open_folder(file: Path) -> Tokenizer:
+    if not file.is_file():
+        raise ModelLoadError(f"{file} is missing: a tokenizer is read from tokenizer.json or from a GGUF file")
+    try:
+        backend = Backend.from_file(str(file))
+    except Exception as error:  # The library has no error type of its own: whatever it raises is about this file.
+        raise ModelLoadError(f"{file} is not a tokenizer: {error}") from None
+    config = _read_json(file.parent / "tokenizer_config.json")
+    special_tokens = {name: text for name in _NAMED_TOKENS if (text := _token_content(config.get(name))) is not None}
+    _add_tokens(backend, config, special_tokens)
+    return Tokenizer(backend, special_tokens, _chat_template(file.parent, config))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{file} is not a JSON file: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{file} is not a JSON object")
+    return value
+
+
+def _token_content(token: object) -> str | None:
+    content = token.get("content") if isinstance(token, Mapping) else token
+    return content if isinstance(content, str) else None
+
+
+def _add_tokens(backend: Backend, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
+    """Adds what tokenizer_config.json declares and tokenizer.json left out."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    missing: dict[str, AddedToken] = {}
+    declared = config.get("added_tokens_decoder") or {}
+    for _, token in sorted(declared.items(), key=lambda item: int(item[0])):
+        flags = {k: bool(token[k]) for k in ("special", "lstrip", "rstrip", "normalized", "single_word") if k in token}
+        missing[token["content"]] = AddedToken(token["content"], **flags)
+    listed = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    extra = [_token_content(token) for token in listed] if isinstance(listed, list) else []
+    for content in [*special_tokens.values(), *extra]:
+        # A name for a token that the vocabulary lacks must not make the vocabulary larger than the model.
+        if content is not None and backend.token_to_id(content) is not None:
+            missing.setdefault(content, AddedToken(content, special=True))
+    backend.add_tokens([token for content, token in missing.items() if content not in known])
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

@@ -1,0 +1,145 @@
+"""TritonPythonModel: what the Triton server calls to load, run and unload a model.
+
+Only wires the parts together; the engine runs in a process of its own and this one never imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+import octavo
+from octavo_triton.codec import INPUTS, OUTPUTS, RawRequest, decode_request
+from octavo_triton.metrics import MetricsReporter
+from octavo_triton.model_json import read_engine_config
+from octavo_triton.sender import Sender
+
+logger = logging.getLogger(__name__)
+
+# The server waits for its own exit timeout (30 s unless told otherwise), of which this must leave something.
+DRAIN_S = 15.0
+
+
+class TritonPythonModel:
+    """One instance of a model: its engine, its sender thread and its metrics reporter."""
+
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config: Any) -> Any:
+        """Adds what the model's config.pbtxt leaves out: inputs, outputs, decoupled, max_batch_size 0."""
+        config = auto_complete_model_config.as_dict()
+        inputs = {entry["name"] for entry in config["input"]}
+        outputs = {entry["name"] for entry in config["output"]}
+        for spec in INPUTS:
+            if spec.name not in inputs:
+                auto_complete_model_config.add_input(spec.as_config())
+        for spec in OUTPUTS:
+            if spec.name not in outputs:
+                auto_complete_model_config.add_output(spec.as_config())
+        if "model_transaction_policy" not in config:
+            auto_complete_model_config.set_model_transaction_policy({"decoupled": True})
+        auto_complete_model_config.set_max_batch_size(0)
+        return auto_complete_model_config
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the model; returns when the engine can serve. Any failure fails the load with one line of text."""
+        self._engine: octavo.AsyncEngine | None = None
+        self._sender: Sender | None = None
+        self._metrics: MetricsReporter | None = None
+        log_to_server()
+        try:
+            check_numpy()
+            self._start(args)
+        except BaseException as error:
+            self.finalize()
+            if isinstance(error, octavo.OctavoError):
+                raise pb_utils.TritonModelException(str(error)) from None
+            raise
+
+    def _start(self, args: dict[str, str]) -> None:
+        model_config = json.loads(args["model_config"])
+        self._decoupled = bool(model_config.get("model_transaction_policy", {}).get("decoupled"))
+        name, version = args["model_name"], args["model_version"]
+        config = read_engine_config(Path(args["model_repository"]), version)
+        self._engine = octavo.AsyncEngine(config)
+        self._engine.wait_ready()
+        logger.info("model %s, version %s, is ready", name, version)
+        self._sender = Sender()
+        wanted = model_config.get("parameters", {}).get("REPORT_CUSTOM_METRICS", {}).get("string_value", "")
+        if wanted.lower() == "true" and not config.disable_log_stats:
+            self._metrics = MetricsReporter(self._engine.stats, {"model": name, "version": version})
+
+    def execute(self, requests: list[Any]) -> None:
+        """Admits requests; their responses come from the sender thread. A bad request fails alone."""
+        assert self._engine is not None and self._sender is not None
+        for request in requests:
+            response_sender = request.get_response_sender()
+            try:
+                call = decode_request(read_request(request), self._decoupled)
+                stream = self._engine.submit(
+                    call.prompt,
+                    call.params,
+                    request_id=call.request_id or None,
+                    priority=call.priority,
+                    deadline_s=call.deadline_s,
+                )
+            except Exception as error:
+                self._sender.refuse(response_sender, error)
+            else:
+                self._sender.add(response_sender, call, stream)
+
+    def finalize(self) -> None:
+        """Lets requests end, within DRAIN_S seconds, then ends the engine process."""
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._engine is not None:
+            self._engine.shutdown(drain_s=DRAIN_S)
+        if self._sender is not None:
+            self._sender.close()
+
+
+def read_request(request: Any) -> RawRequest:
+    """Copies what the codec needs out of the server's request object."""
+    return RawRequest(
+        tensors={tensor.name(): tensor.as_numpy() for tensor in request.inputs()},
+        parameters=request.parameters(),
+        request_id=request.request_id(),
+        timeout_us=request.timeout(),
+        outputs=frozenset(request.requested_output_names()),
+    )
+
+
+def check_numpy() -> None:
+    """Refuses numpy 2 under a server too old for it, where arrays come back wrong without any sign.
+
+    Response parameters came with the first release that knows numpy 2, so their absence tells the old ones.
+    """
+    old_server = "parameters" not in (pb_utils.InferenceResponse.__init__.__doc__ or "")
+    if old_server and int(np.__version__.split(".")[0]) >= 2:
+        raise octavo.ModelLoadError(
+            f"this Triton server's Python has numpy {np.__version__}, but the server's release supports numpy 1 only: "
+            "run `pip install --no-deps 'numpy<2'` in the environment whose python3 is first on the server's PATH"
+        )
+
+
+class ServerLogHandler(logging.Handler):
+    """Sends our log lines to the server's log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one record; the prefix is what the launcher looks for."""
+        log = pb_utils.Logger
+        write = {logging.ERROR: log.log_error, logging.WARNING: log.log_warn}.get(record.levelno, log.log_info)
+        write(f"[octavo] {self.format(record)}")
+
+
+def log_to_server() -> None:
+    """Makes the server's log the place where `octavo` and this package log to."""
+    for name in ("octavo", "octavo_triton"):
+        package_logger = logging.getLogger(name)
+        package_logger.setLevel(logging.INFO)
+        package_logger.handlers = [ServerLogHandler()]
+        package_logger.propagate = False

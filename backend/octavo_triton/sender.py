@@ -1,0 +1,152 @@
+"""Everything that goes back to the server, from one thread.
+
+The server dies or hangs when a request is polled after its FINAL response, when FINAL is never sent, or when an
+exception ends the thread that should have sent it. Each is prevented here and nowhere else. Knows no tensor's meaning.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from octavo import OctavoError, RequestCancelled, RequestFailed, RequestOutput, RequestStream
+from octavo_triton.codec import GenerateRequest, encode_output, has_news
+from octavo_triton.errors import error_reply
+
+logger = logging.getLogger(__name__)
+
+POLL_INTERVAL_S = 0.05
+# A poll takes about 30 us of the stub's time; this bounds polling to some 3 % of it, however many requests there are.
+POLL_INTERVAL_PER_REQUEST_S = 0.001
+
+
+@dataclass(slots=True, eq=False)
+class Reply:
+    """The way back of one request. After `finished` its response sender is never touched again.
+
+    `stream` is None for a request that was refused with `error`. `pending` has been taken from the stream but not been
+    sent: the whole text so far when not streaming, held-back pieces when streaming.
+    """
+
+    response_sender: Any
+    request: GenerateRequest | None = None
+    stream: RequestStream | None = None
+    error: BaseException | None = None
+    pending: RequestOutput | None = None
+    cancelling: bool = False
+    finished: bool = False
+
+
+class Sender:
+    """One thread that sends all responses of a model and watches for clients that went away. Owns the replies."""
+
+    def __init__(self) -> None:
+        self._replies: set[Reply] = set()
+        self._inbox: SimpleQueue[Reply | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="octavo-sender", daemon=True)
+        self._thread.start()
+
+    def add(self, response_sender: Any, request: GenerateRequest, stream: RequestStream) -> None:
+        """Takes over a request that was admitted: its client gets `stream`, to the end. Does not block."""
+        reply = Reply(response_sender, request, stream)
+        # The first entry puts the reply under watch even if its stream has nothing to say for long.
+        self._inbox.put(reply)
+        stream.notify(lambda _: self._inbox.put(reply))
+
+    def refuse(self, response_sender: Any, error: BaseException) -> None:
+        """Takes over a request that was not admitted: its client gets `error`. Does not block."""
+        self._inbox.put(Reply(response_sender, error=error))
+
+    def close(self) -> None:
+        """Sends what is there, then ends every reply that is still open and the thread. For when streams have ended."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        next_poll = 0.0
+        while True:
+            try:
+                # Without replies there is nothing to poll, so the thread sleeps until something comes.
+                timeout = max(next_poll - time.monotonic(), 0) if self._replies else None
+                reply = self._inbox.get(timeout=timeout)
+            except Empty:
+                pass
+            else:
+                if reply is None:
+                    break
+                self._guard(reply, self._serve)
+            if time.monotonic() >= next_poll:
+                for reply in list(self._replies):
+                    self._guard(reply, self._poll)
+                next_poll = time.monotonic() + max(POLL_INTERVAL_S, POLL_INTERVAL_PER_REQUEST_S * len(self._replies))
+        for reply in list(self._replies):
+            self._guard(reply, self._serve)
+            if not reply.finished:
+                self._end(reply, RequestCancelled("Request was cancelled: the model is being unloaded"))
+
+    def _guard(self, reply: Reply, act: Callable[[Reply], None]) -> None:
+        """Whatever goes wrong with one reply ends this one and no other, and never this thread."""
+        if reply.finished:
+            return
+        try:
+            act(reply)
+        except Exception as error:
+            if reply.stream is not None:
+                reply.stream.cancel()
+            self._end(reply, error)
+
+    def _serve(self, reply: Reply) -> None:
+        self._replies.add(reply)
+        if reply.error is not None:
+            raise reply.error
+        assert reply.stream is not None and reply.request is not None
+        try:
+            output = reply.stream.take(timeout_s=0)
+        except TimeoutError:
+            return
+        if output is None:
+            raise RequestFailed("the request ended without its last output")
+        if reply.pending is None:
+            reply.pending = output
+        else:
+            reply.pending.extend(output)
+        if reply.pending.finished or (reply.request.stream and has_news(reply.pending)):
+            arrays = encode_output(reply.request, reply.pending)
+            tensors = [pb_utils.Tensor(name, array) for name, array in arrays.items()]
+            self._send(reply, pb_utils.InferenceResponse(output_tensors=tensors), final=reply.pending.finished)
+            reply.pending = None
+
+    def _poll(self, reply: Reply) -> None:
+        if not reply.cancelling and reply.response_sender.is_cancelled():
+            assert reply.stream is not None
+            logger.info("[vllm] Cancelling the request %s", reply.stream.request_id)
+            reply.cancelling = True
+            reply.stream.cancel()
+
+    def _end(self, reply: Reply, error: BaseException) -> None:
+        if not isinstance(error, OctavoError):
+            logger.error("a request failed inside the backend", exc_info=error)
+        if reply.finished:
+            return
+        if reply.cancelling and isinstance(error, RequestCancelled) and reply.stream is not None:
+            logger.info("[vllm] Successfully cancelled the request %s", reply.stream.request_id)
+        told = error_reply(error)
+        triton_error = pb_utils.TritonError(told.text, getattr(pb_utils.TritonError, told.code))
+        try:
+            self._send(reply, pb_utils.InferenceResponse(output_tensors=[], error=triton_error), final=True)
+        except Exception:
+            logger.exception("the server did not take the end of a request")
+
+    def _send(self, reply: Reply, response: Any, final: bool) -> None:
+        if final:
+            # Before the call: even if it fails, nobody may poll or send on this response sender again.
+            reply.finished = True
+            self._replies.discard(reply)
+        reply.response_sender.send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)

@@ -1,0 +1,38 @@
+"""Real servers for the tests of this folder. Each is stopped when its tests are over, also when they fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octavo_triton.launch import ServerOptions, TritonServer, free_port
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def server_dir() -> Path:
+    """The installed Triton server; installs it the first time."""
+    folder = Path(os.environ.get("OCTAVO_SERVER_DIR", REPOSITORY / ".server"))
+    subprocess.run([REPOSITORY / "backend/octavo_triton/install_server.sh", folder, sys.executable], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def triton_server(server_dir: Path) -> Iterator[TritonServer]:
+    """One server with the embedded model, as `make serve` starts it."""
+    options = ServerOptions(
+        model_repository=REPOSITORY / "model_repository",
+        server_dir=server_dir,
+        http_port=free_port(),
+        grpc_port=free_port(),
+        metrics_port=free_port(),
+        start_timeout_s=120,
+    )
+    with TritonServer(options) as server:
+        yield server

@@ -1,0 +1,193 @@
+"""TritonPythonModel with a real engine process over the fake executor; only the server around it is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octavo import ModelLoadError
+from octavo_triton import model as model_module
+from octavo_triton.codec import INPUTS, OUTPUTS
+from octavo_triton.model import TritonPythonModel, check_numpy
+
+pb_utils = sys.modules["triton_python_backend_utils"]
+WAIT_S = 30
+
+
+class ServerTensor:
+    def __init__(self, name: str, value: Any) -> None:
+        self._name = name
+        self._array = np.array([value.encode() if isinstance(value, str) else value], dtype=np.object_)
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> Any:
+        return self._array
+
+
+class ServerRequest:
+    def __init__(self, response_sender: Any, text: str, **parameters: Any) -> None:
+        self._response_sender = response_sender
+        self._text = text
+        self._parameters = parameters
+
+    def get_response_sender(self) -> Any:
+        return self._response_sender
+
+    def inputs(self) -> list[ServerTensor]:
+        return [ServerTensor("text_input", self._text)]
+
+    def parameters(self) -> str:
+        return json.dumps(self._parameters)
+
+    def request_id(self) -> str:
+        return ""
+
+    def timeout(self) -> int:
+        return 0
+
+    def requested_output_names(self) -> list[str]:
+        return ["text_output"]
+
+
+class ServerConfig:
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = {"input": [], "output": []} | config
+        self.max_batch_size: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return self.config
+
+    def add_input(self, entry: dict[str, Any]) -> None:
+        self.config["input"].append(entry)
+
+    def add_output(self, entry: dict[str, Any]) -> None:
+        self.config["output"].append(entry)
+
+    def set_model_transaction_policy(self, policy: dict[str, Any]) -> None:
+        self.config["model_transaction_policy"] = policy
+
+    def set_max_batch_size(self, size: int) -> None:
+        self.max_batch_size = size
+
+
+def arguments(repository: Path, engine_arguments: dict[str, Any]) -> dict[str, str]:
+    folder = repository / "smol" / "1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.json").write_text(json.dumps(engine_arguments), encoding="utf-8")
+    model_config = {
+        "model_transaction_policy": {"decoupled": True},
+        "parameters": {"REPORT_CUSTOM_METRICS": {"string_value": "true"}},
+    }
+    return {
+        "model_config": json.dumps(model_config),
+        "model_name": "smol",
+        "model_version": "1",
+        "model_repository": str(repository / "smol"),
+    }
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory, fake_model: Path) -> Iterator[TritonPythonModel]:
+    model = TritonPythonModel()
+    engine = {"model": str(fake_model), "executor": "octavo.testing:create_fake_executor"}
+    model.initialize(arguments(tmp_path_factory.mktemp("repository"), engine))
+    yield model
+    model.finalize()
+
+
+@pytest.mark.slow
+def test_a_bad_request_fails_alone(loaded: TritonPythonModel, make_response_sender: type[Any]) -> None:
+    bad, good = make_response_sender(), make_response_sender()
+    loaded.execute(
+        [ServerRequest(bad, "x", temperature=-1), ServerRequest(good, "hello", max_tokens=3, ignore_eos=True)]
+    )
+    assert bad.final.wait(WAIT_S)
+    assert good.final.wait(WAIT_S)
+    assert bad.error.message.startswith("Error generating stream: temperature: -1")
+    assert bad.error.code == pb_utils.TritonError.INVALID_ARG
+    assert good.texts[0].startswith("hello")
+    assert len(good.responses) == 1
+
+
+@pytest.mark.slow
+def test_a_request_whose_inputs_cannot_be_read_fails_alone(
+    loaded: TritonPythonModel, make_response_sender: type[Any]
+) -> None:
+    class Unreadable(ServerRequest):
+        def inputs(self) -> list[ServerTensor]:
+            raise RuntimeError("/secret")
+
+    bad, good = make_response_sender(), make_response_sender()
+    loaded.execute([Unreadable(bad, ""), ServerRequest(good, "hello", max_tokens=3)])
+    assert bad.final.wait(WAIT_S)
+    assert good.final.wait(WAIT_S)
+    assert "secret" not in bad.error.message
+    assert good.texts
+
+
+@pytest.mark.slow
+def test_a_failed_load_fails_with_its_text_and_leaves_no_engine(tmp_path: Path, fake_model: Path) -> None:
+    model = TritonPythonModel()
+    engine = {"model": str(fake_model), "executor": "octavo.no_such_module:create"}
+    with pytest.raises(pb_utils.TritonModelException) as caught:
+        model.initialize(arguments(tmp_path, engine))
+    assert "octavo.no_such_module" in str(caught.value)
+    assert model._engine is not None
+    assert not model._engine.is_ready()
+
+
+@pytest.mark.slow
+def test_what_breaks_after_the_engine_is_ready_ends_the_engine(
+    tmp_path: Path, fake_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no thread")
+
+    monkeypatch.setattr(model_module, "MetricsReporter", broken)
+    model = TritonPythonModel()
+    engine = {"model": str(fake_model), "executor": "octavo.testing:create_fake_executor"}
+    with pytest.raises(RuntimeError, match="no thread"):
+        model.initialize(arguments(tmp_path, engine))
+    assert model._engine is not None
+    assert not model._engine.is_ready()
+
+
+def test_a_bad_model_json_fails_the_load_with_its_text(tmp_path: Path) -> None:
+    with pytest.raises(pb_utils.TritonModelException, match="unknown engine argument 'no_such'"):
+        TritonPythonModel().initialize(arguments(tmp_path, {"no_such": 1}))
+
+
+def test_a_bare_config_is_completed() -> None:
+    config = ServerConfig({})
+    TritonPythonModel.auto_complete_config(config)
+    assert [entry["name"] for entry in config.config["input"]] == [spec.name for spec in INPUTS]
+    assert [entry["name"] for entry in config.config["output"]] == [spec.name for spec in OUTPUTS]
+    assert config.config["model_transaction_policy"] == {"decoupled": True}
+    assert config.max_batch_size == 0
+
+
+def test_what_a_config_says_is_kept() -> None:
+    text_input = {"name": "text_input", "data_type": "TYPE_STRING", "dims": [1]}
+    config = ServerConfig({"input": [text_input], "model_transaction_policy": {"decoupled": False}})
+    TritonPythonModel.auto_complete_config(config)
+    assert [entry["name"] for entry in config.config["input"]].count("text_input") == 1
+    assert config.config["model_transaction_policy"] == {"decoupled": False}
+
+
+def test_numpy_2_under_an_old_server_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_module.np, "__version__", "2.4.6")
+    monkeypatch.setattr(pb_utils.InferenceResponse.__init__, "__doc__", "(self, output_tensors, error=None)")
+    with pytest.raises(ModelLoadError, match=r"numpy 2\.4\.6.*pip install --no-deps 'numpy<2'"):
+        check_numpy()
+    monkeypatch.setattr(
+        pb_utils.InferenceResponse.__init__, "__doc__", "(self, output_tensors, error=None, parameters)"
+    )
+    check_numpy()

@@ -1,0 +1,166 @@
+"""Chat templates: what they are given, what they may do, and what becomes of what they refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
+from transformers import PreTrainedTokenizerFast
+
+from octavo.errors import InvalidRequest
+from octavo.text.chat import render_chat
+from octavo.text.tokenizer import Tokenizer
+
+HI = [{"role": "user", "content": "hi"}]
+CHATML = "{% for m in messages %}<|{{ m.role }}|>{{ m['content'] }}{% endfor %}"
+CHATS: list[list[dict[str, Any]]] = [
+    HI,
+    [{"role": "system", "content": "Be <brief> & 'kind'."}, *HI],
+    [*HI, {"role": "assistant", "content": "Hello 😀\n"}, {"role": "user", "content": ""}],
+]
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "<a> & é", "parameters": {}}}]
+HOSTILE = [
+    "{{ ''.__class__.__mro__ }}",
+    "{{ messages.__class__ }}",
+    "{{ messages|attr('__class__') }}",
+    "{{ messages['__class__'] }}",
+    "{{ '{0.__class__}'.format(messages) }}",
+    "{{ cycler.__init__.__globals__ }}",
+    "{{ raise_exception.__globals__ }}",
+    "{{ namespace.__init__.__globals__ }}",
+    "{% set ns = namespace() %}{{ ns.__class__.__mro__ }}",
+    "{{ messages.append(1) }}",
+    "{{ messages[0].update(role='x') }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}{{ os }}",
+]
+
+
+def oracle(template: str) -> PreTrainedTokenizerFast:
+    made = PreTrainedTokenizerFast(tokenizer_object=Backend(models.BPE()), bos_token="<s>", eos_token="</s>")
+    made.chat_template = template
+    return made
+
+
+NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("prompted", [False, True])
+def test_smollm2s_template_renders_as_in_transformers(
+    smollm2: Tokenizer, chat: list[dict[str, Any]], prompted: bool
+) -> None:
+    assert smollm2.chat_template is not None
+    expected = oracle(smollm2.chat_template).apply_chat_template(chat, tokenize=False, add_generation_prompt=prompted)
+    text = render_chat(smollm2.chat_template, chat, smollm2.special_tokens, add_generation_prompt=prompted)
+    assert text == expected
+    assert text.endswith("<|im_start|>assistant\n") is prompted
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ bos_token }}{{ tools | tojson }}{{ tools | tojson(indent=2) }}{{ eos_token }}",
+        "{% for m in messages %}\n {% if m.role == 'system' %}\n{% continue %}\n {% endif %}{{ m.content }}\n"
+        "{% endfor %}",
+        "{% for m in messages %}{%- generation %}{{ m.content }}{%- endgeneration %}{% break %}{% endfor %}",
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ [ns.n, extra] }}",
+        "{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(messages[0]['content'] | trim) }}{{ undefined_name }}",
+        "{{ dict(a=1) | tojson }}{{ messages | map(attribute='role') | join(',') }}{{ strftime_now('%Y') }}",
+    ],
+)
+@pytest.mark.parametrize("chat", CHATS)
+def test_templates_have_what_transformers_gives_them(template: str, chat: list[dict[str, Any]]) -> None:
+    expected = oracle(template).apply_chat_template(
+        chat, tools=TOOLS, tokenize=False, add_generation_prompt=True, extra="<x>"
+    )
+    assert render_chat(template, chat, NAMES, tools=TOOLS, template_kwargs={"extra": "<x>"}) == expected
+
+
+def test_parts_are_joined_for_templates_that_expect_strings() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert render_chat(CHATML, [{"role": "user", "content": parts}], {}) == "<|user|>a\nb"
+
+
+def test_parts_are_passed_on_to_templates_that_go_through_them() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    template = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}{% endfor %}"
+    )
+    assert render_chat(template, [{"role": "user", "content": parts}, *HI], {}) == "[a][b]hi"
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("hi", "messages: 'hi' is not allowed"),
+        ([], r"messages: \[\] is not allowed; expected a list of messages"),
+        (["hi"], r"messages\[0\]: 'hi' is not allowed"),
+        ([{"content": "hi"}], r"messages\[0\]\.role: None is not allowed"),
+        ([*HI, {"role": "user", "content": 3}], r"messages\[1\]\.content: 3 is not allowed"),
+        ([{"role": "user"}], r"messages\[0\]\.content: None is not allowed"),
+        ([{"role": "user", "content": ["a"]}], r"messages\[0\]\.content\[0\]: 'a' is not allowed"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            r"messages\[0\]\.content\[0\]\.type: 'image_url' is not allowed",
+        ),
+        ([{"role": "user", "content": [{"type": "text"}]}], r"content\[0\]\.text: None is not allowed"),
+    ],
+)
+def test_messages_of_the_wrong_shape_are_refused_by_name(messages: object, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        render_chat(CHATML, messages, {})
+
+
+def test_a_message_that_calls_tools_needs_no_content() -> None:
+    message = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    template = "{% for m in messages %}{{ m.content or m.tool_calls[0].function.name }}{% endfor %}"
+    assert render_chat(template, [message], {}) == "f"
+
+
+@pytest.mark.parametrize("template", [None, ""])
+def test_a_model_without_a_template_says_so(template: str | None) -> None:
+    with pytest.raises(InvalidRequest, match="the model has no chat template"):
+        render_chat(template, HI, {})
+
+
+@pytest.mark.parametrize("template", HOSTILE)
+def test_a_hostile_template_reaches_nothing(template: str) -> None:
+    """It is refused, or sees an undefined value, never an object of the interpreter's."""
+    try:
+        text = render_chat(template, [dict(HI[0])], {})
+    except InvalidRequest:
+        return
+    assert text == ""
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% for %}", "a template that can be read"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ messages[0].content + 1 }}", "can only concatenate"),
+        ("{{ nothing.at.all }}", "undefined"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    ],
+)
+def test_what_a_template_raises_is_the_requests_error(template: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason) as raised:
+        render_chat(template, HI, {})
+    assert raised.value.parameter == "messages"
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt"])
+def test_further_variables_cannot_replace_the_request(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"chat_template_kwargs: '{name}' is not allowed"):
+        render_chat(CHATML, HI, {}, template_kwargs={name: "x"})
+
+
+def test_a_templates_long_complaint_is_cut() -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        render_chat("{{ raise_exception('x' * 100000) }}", HI, {})
+    assert len(str(raised.value)) < 1000
