@@ -19,6 +19,7 @@ from octavo.errors import (
     RequestError,
     RequestFailed,
 )
+from octavo.llm import LLM
 from octavo.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput, Usage
 from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
@@ -27,6 +28,7 @@ from octavo.stats import EngineStats
 __version__ = "0.1.0"
 
 __all__ = [
+    "LLM",
     "AsyncEngine",
     "CompletionOutput",
     "DeadlineExceeded",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from octavo.checkpoint import open_checkpoint
+from octavo.checkpoint import Checkpoint, open_checkpoint
 from octavo.config import EngineConfig, resolve
 from octavo.core.block_pool import BlockPool
 from octavo.core.kv_cache_manager import KVCacheManager
@@ -61,7 +61,13 @@ class Engine:
 
         Raises ModelLoadError.
         """
-        checkpoint = open_checkpoint(config.model)
+        return cls.from_checkpoint(config, open_checkpoint(config.model), on_progress)
+
+    @classmethod
+    def from_checkpoint(
+        cls, config: EngineConfig, checkpoint: Checkpoint, on_progress: OnProgress | None = None
+    ) -> Engine:
+        """Like `from_config`, for a model that the caller has opened already."""
         config = resolve(config, checkpoint)
         module, _, factory = config.executor.partition(":")
         try:
@@ -120,6 +126,10 @@ class Engine:
             self._check_idle()
         outputs, self._outbox = self._outbox, []
         return outputs
+
+    def discard_outputs(self) -> None:
+        """Forgets what the next step would have said, for a caller that has aborted everything and left."""
+        self._outbox.clear()
 
     def stats(self) -> EngineStats:
         """One reading of the counters and gauges."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+import msgspec
+
 
 class FinishReason(StrEnum):
     """Why a sequence ended. Every sequence ends exactly once, in exactly one of these."""
@@ -30,8 +32,7 @@ class TokenLogprob(NamedTuple):
 PositionLogprobs = list[TokenLogprob]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOutput:
+class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
     """What one step brought for one sequence of one request: new tokens, maybe its end.
 
     `logprobs` has one entry a new token when asked for. `prompt_logprobs` has one entry for each prompt token after

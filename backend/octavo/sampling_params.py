@@ -6,6 +6,7 @@ device: what needs the vocabulary (token ids in range, bad words as tokens) is c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
@@ -89,6 +90,15 @@ class SamplingParams:
                 raise InvalidRequest("sampling_parameters", name, "one of " + ", ".join(sorted(_PARSERS)))
             known[name] = value
         return cls(**known)  # type: ignore[arg-type]  # each value is parsed by its field's own parser
+
+    @classmethod
+    def from_json(cls, name: str, text: str) -> SamplingParams:
+        """Reads a JSON object, as clients send it in a string; `name` is what a refusal calls it."""
+        try:
+            mapping = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(name, text, f"a JSON object ({error})") from None
+        return cls.from_mapping(parse_mapping(name, mapping))
 
     @property
     def greedy(self) -> bool:

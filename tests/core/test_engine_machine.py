@@ -92,7 +92,9 @@ class EngineMachine(RuleBasedStateMachine):
             if step is not None:
                 assert step.num_tokens <= self.engine.config.max_num_batched_tokens
                 assert len(set(step.rows)) == len(step.rows) <= self.engine.config.max_num_seqs
-                touched = {block for seq, _, _ in self.engine.scheduler._in_flight[-1].entries for block in seq.block_table}
+                touched = {
+                    block for seq, _, _ in self.engine.scheduler._in_flight[-1].entries for block in seq.block_table
+                }
                 self.in_flight.append((step, self.engine.executor.execute(step), touched))
         self.take()
 

@@ -124,7 +124,12 @@ def test_abort_wherever_it_is(make_engine, make_request, steps):
     engine.abort("r3", reason=FinishReason.DEADLINE)
     engine.abort("unknown")
     drain(engine, found)
-    assert [found[f"r{i}", 0][-1].finish_reason.value for i in range(4)] == ["cancelled", "length", "length", "deadline"]
+    assert [found[f"r{i}", 0][-1].finish_reason.value for i in range(4)] == [
+        "cancelled",
+        "length",
+        "length",
+        "deadline",
+    ]
     assert all(sum(o.finish_reason is not None for o in outputs) == 1 for outputs in found.values())
     assert engine.scheduler.kv.pool.num_used == 0
     engine.scheduler.kv.pool.check_invariants()
@@ -182,9 +187,7 @@ def test_replay_goes_on_exactly_where_it_stopped(make_engine, make_request):
 def test_replay_skips_children_that_had_ended(make_engine, make_request):
     emitted = [expected(PROMPT, 4, index=0), expected(PROMPT, 2, index=1), []]
     engine = make_engine()
-    request = make_request(
-        "a", PROMPT, n=3, max_tokens=4, emitted_token_ids=emitted, finished=[True, False, False]
-    )
+    request = make_request("a", PROMPT, n=3, max_tokens=4, emitted_token_ids=emitted, finished=[True, False, False])
     engine.add_request(request)
     found = drain(engine)
     assert ("a", 0) not in found
@@ -194,9 +197,9 @@ def test_replay_skips_children_that_had_ended(make_engine, make_request):
 
 def test_what_can_never_run_is_refused_with_both_numbers(make_engine, make_request):
     engine = make_engine(num_blocks=9)
-    with pytest.raises(PromptTooLong, match="300 tokens.*256"):
+    with pytest.raises(PromptTooLong, match=r"300 tokens.*256"):
         engine.add_request(make_request("a", list(range(300))))
-    with pytest.raises(PromptTooLong, match="need 12 KV blocks.*has 8"):
+    with pytest.raises(PromptTooLong, match=r"need 12 KV blocks.*has 8"):
         engine.add_request(make_request("b", PROMPT, max_tokens=26))
     with pytest.raises(InvalidRequest, match="prompt"):
         engine.add_request(make_request("c", []))

@@ -1,0 +1,143 @@
+"""LLM: offline batches, with the engine in this process. The interface mirrors vLLM's class of that name."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from octavo.admission import Admission, Prompt, Ticket
+from octavo.checkpoint import open_checkpoint
+from octavo.config import EngineConfig
+from octavo.engine import Engine
+from octavo.errors import InvalidRequest
+from octavo.live_request import LiveRequest
+from octavo.outputs import EngineOutput, RequestOutput
+from octavo.progress import count_bar, load_bar
+from octavo.request_stream import RequestStream
+from octavo.sampling_params import SamplingParams
+from octavo.stats import EngineStats
+from octavo.text.tokenizer import open_tokenizer
+
+Prompts = Prompt | Sequence[Prompt]
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class LLM:
+    """A model, ready to complete batches of prompts. Not thread-safe.
+
+    `model` is a folder or a GGUF file, None the embedded default; `engine_args` are the fields of EngineConfig. Raises
+    ModelLoadError.
+    """
+
+    def __init__(self, model: str | None = None, **engine_args: Any) -> None:
+        config = EngineConfig.from_mapping({"model": model, **engine_args})
+        checkpoint = open_checkpoint(config.model)
+        with load_bar() as on_progress:
+            self.engine = Engine.from_checkpoint(config, checkpoint, on_progress)
+        self.tokenizer = open_tokenizer(checkpoint, config.tokenizer)
+        self._admission = Admission(checkpoint, self.tokenizer, self.engine.config)
+        self._numbers = itertools.count()
+
+    def generate(
+        self, prompts: Prompts, sampling_params: Params = None, *, use_tqdm: bool = True
+    ) -> list[RequestOutput]:
+        """Completes each prompt; the results are in the prompts' order.
+
+        A prompt is a text or a list of token ids; `sampling_params` is one for all, or a list with one each. Shows a
+        progress bar on a terminal unless `use_tqdm` is False. Raises RequestError before anything runs when one of the
+        requests is wrong; a request that breaks while it runs has `finish_reason` "error" and says why in `.error`.
+        """
+        lives = self._prepare(_as_list(prompts), sampling_params)
+        started = time.monotonic()
+        num_tokens = 0
+        with count_bar("requests", len(lives), use_tqdm) as one_more:
+            for live in self._run(lives):
+                if live.fresh is not None and live.fresh.finished:
+                    num_tokens += live.fresh.usage.num_output_tokens
+                    one_more(f"{num_tokens / (time.monotonic() - started):.0f} tokens/s")
+        return [output for live in lives if (output := live.take_fresh()) is not None]
+
+    def chat(
+        self, messages: Sequence[Any], sampling_params: Params = None, *, use_tqdm: bool = True
+    ) -> list[RequestOutput]:
+        """Like `generate` for one conversation (a list of {"role", "content"}) or a list of them."""
+        if not messages:
+            raise InvalidRequest("messages", messages, "at least one message")
+        conversations = [messages] if isinstance(messages[0], Mapping) else messages
+        return self.generate(conversations, sampling_params, use_tqdm=use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """Completes one prompt (or conversation) and gives what is new after each step.
+
+        A reader that stops early ends the request.
+        """
+        with closing(self._run(self._prepare([prompt], sampling_params))) as steps:
+            for live in steps:
+                output = live.take_fresh()
+                if output is not None:
+                    yield output
+
+    def stats(self) -> EngineStats:
+        """The engine's counters and gauges."""
+        return self.engine.stats()
+
+    def _prepare(self, prompts: Sequence[Prompt], sampling_params: Params) -> list[LiveRequest]:
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            params: Sequence[SamplingParams] = [sampling_params or SamplingParams()] * len(prompts)
+        else:
+            params = sampling_params
+        if len(params) != len(prompts):
+            raise InvalidRequest("sampling_params", f"{len(params)} of them", f"one, or one a prompt ({len(prompts)})")
+        lives = []
+        for prompt, each in zip(prompts, params, strict=True):
+            number = next(self._numbers)
+            request, text = self._admission.prepare(Ticket(str(number), number), prompt, each)
+            # Nobody waits at this stream: the engine runs in the reader's own thread.
+            lives.append(LiveRequest(self.tokenizer, request, text, RequestStream(str(number), lambda: None)))
+        return lives
+
+    def _run(self, lives: list[LiveRequest]) -> Generator[LiveRequest, None, None]:
+        """Steps until all have ended; gives each request, once a step, that has something new."""
+        by_id = {live.wire_id: live for live in lives}
+        try:
+            for live in lives:
+                self.engine.add_request(live.request)
+            while self.engine.has_work:
+                touched = {}
+                for new in self.engine.step():
+                    live = by_id[new.request_id]
+                    if self._push(live, new):
+                        touched[new.request_id] = live
+                yield from touched.values()
+        finally:
+            self._abandon(lives)
+
+    def _push(self, live: LiveRequest, new: EngineOutput) -> bool:
+        output = live.push(new)
+        if output is None:
+            return False
+        if output.finish_reason is not None and new.finish_reason is None:
+            # A stop string: the engine cannot see it.
+            self.engine.abort(live.wire_id, new.index, output.finish_reason)
+        if new.error and live.fresh is not None:
+            live.fresh.error = new.error
+        return True
+
+    def _abandon(self, lives: list[LiveRequest]) -> None:
+        """Whatever still runs (the caller was interrupted, a later request was refused) gives back its blocks."""
+        if any(list(live.unfinished) for live in lives):
+            for live in lives:
+                self.engine.abort(live.wire_id)
+            self.engine.discard_outputs()
+
+
+def _as_list(prompts: Prompts) -> list[Prompt]:
+    """A single prompt (a text, or token ids) is a list of one."""
+    if isinstance(prompts, str) or (isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]  # told apart by what it holds
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
+        raise InvalidRequest("prompts", prompts, "a text, a list of token ids, or a list of those")
+    return list(prompts)  # type: ignore[arg-type]

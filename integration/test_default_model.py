@@ -1,0 +1,83 @@
+"""The embedded SmolLM2 itself: transformers' tokens in fp32, and streams that survive the death of the engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from octavo import LLM, AsyncEngine, EngineConfig, SamplingParams
+from octavo.checkpoint import default_model, open_checkpoint
+from octavo.models.gguf_weights import GGUFReader
+
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Once upon a time, in a small village by the sea,",
+    "1. Mix the flour and the sugar.\n2. Add 3 eggs.\n3.",
+    "Der schnelle braune Fuchs springt über den faulen Hund. 🦊 In English:",
+]
+NUM_TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def reference() -> LlamaForCausalLM:
+    """transformers' own model in fp32, with the file's weights dequantised."""
+    checkpoint = open_checkpoint(default_model())
+    assert checkpoint.gguf is not None
+    reader = GGUFReader(checkpoint.gguf.reader, checkpoint.config)
+    keys = LlamaConfig().to_dict().keys() & checkpoint.config.keys()
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**{key: checkpoint.config[key] for key in keys}))
+    state = {name: reader.read(name, torch.float32) for name in reader.shapes}
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, assign=True)
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    return model.eval()
+
+
+@pytest.mark.slow
+def test_greedy_text_equals_transformers_token_for_token(reference):
+    llm = LLM(dtype="float32", kv_cache_memory_bytes=1 << 30)
+    results = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True))
+    for result in results:
+        with torch.inference_mode():
+            ids = torch.tensor([result.prompt_token_ids])
+            whole = reference.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=NUM_TOKENS,
+                eos_token_id=None,
+                pad_token_id=2,
+            )
+        assert result.outputs[0].token_ids == whole[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.slow
+def test_16_seeded_streams_survive_the_death_of_the_engine_unchanged():
+    params = [SamplingParams(seed=i, temperature=0.9, top_p=0.95, max_tokens=40, ignore_eos=True) for i in range(16)]
+    engine = AsyncEngine(EngineConfig())
+    try:
+        engine.wait_ready(120)
+
+        def texts(kill: bool) -> list[str]:
+            streams = [engine.submit(PROMPTS[i % 5], params[i]) for i in range(16)]
+            found = [""] * 16
+            for number, stream in enumerate(streams):
+                for output in stream:
+                    found[number] += output.outputs[0].text
+                    if kill and len(found[0]) > 20:
+                        assert engine.engine_pid is not None
+                        os.kill(engine.engine_pid, signal.SIGKILL)
+                        kill = False
+            return found
+
+        undisturbed = texts(kill=False)
+        assert texts(kill=True) == undisturbed
+        assert engine.stats().engine_restarts_total == 1
+    finally:
+        engine.shutdown(drain_s=0)
