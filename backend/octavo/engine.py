@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from octavo.errors import InvalidRequest, ModelLoadError, PromptTooLong
 from octavo.outputs import EngineOutput, FinishReason, PositionLogprobs
 from octavo.request import EngineRequest
 from octavo.stats import EngineStats
+
+logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, float], None]
 
@@ -75,6 +78,11 @@ class Engine:
         except (ImportError, AttributeError, ValueError) as error:
             raise ModelLoadError(f"executor: cannot load {config.executor!r} ({error})") from error
         executor: Executor = create(config, checkpoint, on_progress or (lambda phase, fraction: None))
+        capacity = (executor.num_blocks - 1) * config.block_size + 1
+        assert config.max_model_len is not None
+        if capacity < config.max_model_len:
+            logger.warning("max_model_len is cut from %d to the KV cache's %d tokens", config.max_model_len, capacity)
+            config = replace(config, max_model_len=capacity)
         return cls(config, executor, checkpoint.digest)
 
     @property
@@ -183,7 +191,7 @@ class Engine:
 
     def _update(self, step: SchedulerOutput, output: ModelRunnerOutput) -> None:
         self._totals["steps"] += 1
-        for i, (seq, current) in enumerate(self.scheduler.complete(step.step_id)):
+        for i, (seq, current) in enumerate(self.scheduler.complete(step.step_id, output.failed)):
             if not current:
                 continue
             live = self._live[seq.request.request_id]

@@ -6,7 +6,9 @@ from collections import defaultdict
 
 import pytest
 
+from octavo.config import EngineConfig
 from octavo.core.scheduler import Scheduler
+from octavo.engine import Engine
 from octavo.errors import InvalidRequest, PromptTooLong
 from octavo.outputs import EngineOutput, FinishReason
 from octavo.sampling_params import child_seed
@@ -245,3 +247,57 @@ def test_steps_may_overlap(make_engine, make_request):
             assert tokens(outputs) == expected(PROMPT[int(name[1:]) :], 9, index=index)
     assert len(found) == 8
     assert scheduler.kv.pool.num_used == 0
+
+
+def test_what_a_failed_sequence_computed_is_not_found_in_the_cache(make_engine, make_request, monkeypatch):
+    engine = make_engine(max_num_batched_tokens=8, long_prefill_token_threshold=8)
+    execute = engine.executor.execute
+
+    def fail_where_it_samples(step):
+        output = execute(step)
+        failed = {i: "not finite" for i, tokens in enumerate(output.sampled_token_ids) if tokens}
+        output.failed.update(failed)
+        for i in failed:
+            output.sampled_token_ids[i] = []
+        return output
+
+    monkeypatch.setattr(engine.executor, "execute", fail_where_it_samples)
+    engine.add_request(make_request("bad", PROMPT))
+    assert drain(engine)["bad", 0][-1].finish_reason is FinishReason.ERROR
+    monkeypatch.setattr(engine.executor, "execute", execute)
+    engine.add_request(make_request("good", PROMPT))
+    found = drain(engine)["good", 0]
+    assert found[0].num_cached_tokens == 0
+    assert tokens(found) == expected(PROMPT, 8)
+
+
+def test_requests_cancelled_behind_a_queue_that_stands_still_do_not_pile_up(make_engine, make_request):
+    engine = make_engine(max_num_seqs=1)
+    engine.add_request(make_request("running", PROMPT, max_tokens=100))
+    engine.step()
+    for i in range(1000):
+        engine.add_request(make_request(f"r{i}", PROMPT))
+        engine.abort(f"r{i}")
+    assert len(engine.scheduler._waiting) <= 2
+    assert engine.scheduler.num_waiting == 0
+
+
+def test_children_are_admitted_by_what_they_do_not_share(make_engine, make_request):
+    """Ten shared prompt blocks and three more for each of four children fit into 24 blocks; four times 13 do not."""
+    engine = make_engine(num_blocks=25, max_num_batched_tokens=64, long_prefill_token_threshold=64)
+    engine.add_request(make_request("a", PROMPT + PROMPT, n=4, max_tokens=8))
+    most = 0
+    found = defaultdict(list)
+    while engine.has_work:
+        for output in engine.step():
+            found[output.request_id, output.index].append(output)
+        most = max(most, len(engine.scheduler.running))
+    assert most == 4
+    assert all(tokens(found["a", index]) == expected(PROMPT + PROMPT, 8, index=index) for index in range(4))
+
+
+def test_the_context_is_cut_to_what_the_cache_holds(fake_model):
+    config = EngineConfig(
+        model=str(fake_model), executor="octavo.testing:create_fake_executor", num_gpu_blocks_override=9, block_size=4
+    )
+    assert Engine.from_config(config).config.max_model_len == 33

@@ -46,10 +46,7 @@ class BlockPool:
     def _take_first(self) -> int:
         block = self._next[NULL_BLOCK]
         self._unlink(block)
-        held = self._hash[block]
-        if held is not None:
-            del self._block_of[held]
-            self._hash[block] = None
+        self.forget(block)
         self._ref_count[block] = 1
         return block
 
@@ -80,6 +77,13 @@ class BlockPool:
         if self._hash[block] is None and block_hash not in self._block_of:
             self._hash[block] = block_hash
             self._block_of[block_hash] = block
+
+    def forget(self, block: int) -> None:
+        """`block` is no longer found by its content."""
+        held = self._hash[block]
+        if held is not None:
+            del self._block_of[held]
+            self._hash[block] = None
 
     def forget_all(self) -> None:
         """No block is found by its content any more."""

@@ -100,6 +100,11 @@ class KVCacheManager:
             self.pool.publish(seq.block_table[index], self._hash_of(seq, index))
         seq.num_published_blocks = max(seq.num_published_blocks, num_full)
 
+    def forget(self, seq: Sequence) -> None:
+        """The sequence's KV turned out to be wrong: nobody finds its blocks in the prefix cache from now on."""
+        for block in seq.block_table:
+            self.pool.forget(block)
+
     def detach(self, seq: Sequence) -> list[int]:
         """Takes all blocks from the sequence. They stay held until the caller releases them to the pool.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from octavo.core.kv_cache_manager import KVCacheManager
@@ -88,6 +88,11 @@ class Scheduler:
             self._leave(seq)
         else:
             self._num_ended_waiting += 1
+            # What a client submits and cancels behind a queue that stands still must not pile up.
+            if 2 * self._num_ended_waiting > len(self._waiting):
+                self._waiting = [entry for entry in self._waiting if entry[1].finish_reason is None]
+                heapq.heapify(self._waiting)
+                self._num_ended_waiting = 0
 
     def schedule(self) -> SchedulerOutput | None:
         """Puts the next step together and advances every sequence in it; None when there is nothing to compute."""
@@ -113,17 +118,20 @@ class Scheduler:
             num_scheduled_tokens=step.num_scheduled_tokens,
         )
 
-    def complete(self, step_id: int) -> Iterable[tuple[Sequence, bool]]:
-        """The oldest step in flight has succeeded. Gives its sequences in order, each with whether its result counts.
+    def complete(self, step_id: int, failed: Container[int] = ()) -> Iterable[tuple[Sequence, bool]]:
+        """The oldest step in flight is done. Gives its sequences in order, each with whether its result counts.
 
-        Publishes the blocks that are full now. Blocks that waited for this step become free.
+        Publishes the blocks that are full now, but nothing of the sequences at the places that `failed`: what they
+        published before is not found any more. Blocks that waited for this step become free.
         """
         step = self._in_flight.popleft()
         assert step.step_id == step_id, "steps complete in the order in which they were scheduled"
         block_size = self.kv.block_size
-        for seq, epoch, num_computed in step.entries:
+        for place, (seq, epoch, num_computed) in enumerate(step.entries):
             current = seq.epoch == epoch
-            if current and num_computed // block_size > seq.num_published_blocks:
+            if place in failed:
+                self.kv.forget(seq)
+            elif current and num_computed // block_size > seq.num_published_blocks:
                 self.kv.publish(seq, num_computed)
             yield seq, current
         while self._late_blocks and self._late_blocks[0][0] <= step_id:
@@ -168,7 +176,8 @@ class Scheduler:
             prefix = self.kv.find_prefix(seq)
             if source is not None and seq.num_prompt_tokens - 1 <= len(prefix) * self.kv.block_size:
                 source = None
-            if not self._fits(seq, prefix if source is None else []):
+            num_shared = 0 if source is None else (seq.num_prompt_tokens - 1) // self.kv.block_size
+            if not self._fits(seq, prefix if source is None else [], num_shared):
                 return
             heapq.heappop(self._waiting)
             self._enter(step, seq, prefix, source)
@@ -203,9 +212,12 @@ class Scheduler:
                     return other
         return None
 
-    def _fits(self, seq: Sequence, prefix: list[int]) -> bool:
-        """Whether all tokens of the sequence fit beside what running ones still need for theirs, and a little more."""
-        needed = self.kv.num_blocks_for(seq.num_tokens) - len(prefix)
+    def _fits(self, seq: Sequence, prefix: list[int], num_shared: int = 0) -> bool:
+        """Whether all tokens of the sequence fit beside what running ones still need for theirs, and a little more.
+
+        Of its blocks, `prefix` are cached and `num_shared` are held by a sibling.
+        """
+        needed = self.kv.num_blocks_for(seq.num_tokens) - len(prefix) - num_shared
         promised = sum(
             self.kv.num_blocks_for(other.num_tokens) - len(other.block_table)
             for other in self.running
