@@ -23,6 +23,10 @@ from octavo.text.tokenizer import Tokenizer, bad_words_token_ids
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 _SEED_BITS = 63
+# A candidate costs about a microsecond of the step loop and half a kilobyte on its way: more would stop everybody.
+_MAX_CANDIDATES = 1 << 22
+# Hardly any text has more characters a token.
+_MANY_CHARACTERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Admission:
         self._tokenizer = tokenizer
         self._vocab_size = checkpoint.vocab_size
         self._eos_token_ids = checkpoint.eos_token_ids
-        self._max_model_len = config.max_model_len
+        self.max_model_len = config.max_model_len
         self._seeds = random.Random(config.seed)
 
     def prepare(self, ticket: Ticket, prompt: Prompt, params: SamplingParams) -> tuple[EngineRequest, str | None]:
@@ -58,9 +62,10 @@ class Admission:
         Raises InvalidRequest or PromptTooLong.
         """
         self._check_vocabulary(params)
-        text, token_ids = self._read_prompt(prompt)
+        text, token_ids = self._read_prompt(prompt, params)
         token_ids = self._truncate(token_ids, params)
         params = self._limit(token_ids, params)
+        self._check_num_candidates(len(token_ids), params)
         eos_token_ids = () if params.ignore_eos else self._eos_token_ids
         request = EngineRequest(
             request_id=ticket.wire_id,
@@ -74,13 +79,15 @@ class Admission:
         )
         return request, text
 
-    def _read_prompt(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+    def _read_prompt(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
             text = parse_text("prompt", prompt)
+            self._check_length(text, params)
             token_ids = self._tokenizer.encode(text)
         elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
             rendered = render_chat(self._tokenizer.chat_template, prompt, self._tokenizer.special_tokens)
             text = parse_text("messages", rendered)
+            self._check_length(text, params)
             token_ids = self._tokenizer.encode(text, add_special_tokens=False)
         elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
             return None, self._check_token_ids(list(prompt))
@@ -88,7 +95,25 @@ class Admission:
             raise InvalidRequest("prompt", prompt, "a text, a list of token ids or a list of chat messages")
         if not token_ids:
             raise InvalidRequest("prompt", prompt, "a prompt of at least one token")
+        if max(token_ids) >= self._vocab_size:
+            # A tokenizer may know tokens, written out in the text, that its model has no embedding for.
+            raise InvalidRequest(
+                "prompt", prompt, f"text without token {max(token_ids)}, which the model does not have"
+            )
         return text, token_ids
+
+    def _check_length(self, text: str, params: SamplingParams) -> None:
+        """Refuses a text that is far too long by its beginning: tokenising megabytes would make everybody wait."""
+        num_characters = _MANY_CHARACTERS * self.max_model_len
+        while len(text) > num_characters and params.truncate_prompt_tokens is None:
+            num_tokens = len(self._tokenizer.encode(text[:num_characters], add_special_tokens=False))
+            # Twice as many, since where the text is cut its tokens are others than in the whole.
+            if num_tokens > 2 * self.max_model_len:
+                raise PromptTooLong(
+                    f"prompt: its first {num_characters} of {len(text)} characters are {num_tokens} tokens, over the "
+                    f"context of {self.max_model_len} tokens (max_model_len)"
+                )
+            num_characters *= 4
 
     def _check_token_ids(self, token_ids: list[Any]) -> list[int]:
         if not token_ids:
@@ -105,20 +130,33 @@ class Admission:
         if limit == 0:
             raise InvalidRequest("truncate_prompt_tokens", limit, "at least 1, or -1 for as many as the model can take")
         if limit < 0:
-            limit = max(self._max_model_len - (params.max_tokens or 1), 1)
+            limit = max(self.max_model_len - (params.max_tokens or 1), 1)
         return token_ids[-limit:]
 
     def _limit(self, token_ids: list[int], params: SamplingParams) -> SamplingParams:
         """The parameters with a number of output tokens that the rest of the context can hold."""
-        rest = self._max_model_len - len(token_ids)
+        rest = self.max_model_len - len(token_ids)
         if rest < 1:
             raise PromptTooLong(
                 f"prompt: {len(token_ids)} tokens and at least one of output are over the context of "
-                f"{self._max_model_len} tokens (max_model_len)"
+                f"{self.max_model_len} tokens (max_model_len)"
             )
         if params.max_tokens is None or params.max_tokens > rest:
             return params.with_max_tokens(rest)
         return params
+
+    def _check_num_candidates(self, num_prompt_tokens: int, params: SamplingParams) -> None:
+        """Refuses what would bring more logprobs than the engine and its readers can hold."""
+        assert params.max_tokens is not None
+        positions = {"prompt_logprobs": num_prompt_tokens, "logprobs": params.n * params.max_tokens}
+        for name, num_positions in positions.items():
+            asked = getattr(params, name)
+            num_best = 0 if asked is None else self._vocab_size if asked < 0 else asked
+            if num_positions * num_best > _MAX_CANDIDATES:
+                most = _MAX_CANDIDATES // num_positions
+                raise InvalidRequest(
+                    name, asked, f"at most {most} for {num_positions} tokens (prompt, or n * max_tokens)"
+                )
 
     def _check_vocabulary(self, params: SamplingParams) -> None:
         lists = {

@@ -86,14 +86,16 @@ class AsyncEngine:
         """Takes a request: a text, token ids, or chat messages for the model's template.
 
         A lower `priority` runs first. After `deadline_s` seconds from now the request ends with DeadlineExceeded. Only
-        requests of equal `cache_salt` share cached prefixes. Raises InvalidRequest, PromptTooLong, Overloaded,
-        EngineDead.
+        requests of equal `cache_salt` share cached prefixes. A reader that leaves early calls `cancel` on the stream,
+        or the request runs to its end. Raises InvalidRequest, PromptTooLong, Overloaded, EngineDead.
         """
         params = params or SamplingParams()
         request_id = uuid.uuid4().hex if request_id is None else parse_text("request_id", request_id)
         now = time.monotonic()
         self._table.check_room(request_id, params.n)
         ticket = Ticket(request_id, next(self._numbers), priority, cache_salt)
+        # The engine may have cut the context to what its KV cache can hold.
+        self._admission.max_model_len = self.config.max_model_len or self._admission.max_model_len
         request, text = self._admission.prepare(ticket, prompt, params)
         stream = RequestStream(request_id, partial(self._cancel, request.request_id))
         live = LiveRequest(self.tokenizer, request, text, stream)

@@ -288,11 +288,16 @@ class FrontLoop:
         self._start_process()
 
     def _end_suspects(self) -> None:
-        """One request that kills every process must not take all others with it."""
-        for live in self._table.all():
+        """One request that kills every process must take neither the queue nor the service with it.
+
+        Only what can have been running is suspect: the first in rank, as many as may run.
+        """
+        by_rank = sorted(self._table.all(), key=lambda live: live.request.priority)
+        for live in by_rank[: self._table.config.max_num_seqs]:
             live.num_deaths += 1
             if live.num_deaths >= _MAX_DEATHS:
                 self._end(live, RequestFailed(f"the engine died {live.num_deaths} times while it ran this request"))
+                self._limit.forgive()
 
     def _stop(self) -> None:
         self._stopping = True

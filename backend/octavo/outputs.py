@@ -76,8 +76,11 @@ class CompletionOutput:
         """Appends what came later, so that a slow reader gets one larger output."""
         self.text += later.text
         self.token_ids += later.token_ids
-        if later.logprobs is not None:
-            self.logprobs = (self.logprobs or []) + later.logprobs
+        if self.logprobs is None:
+            self.logprobs = later.logprobs
+        elif later.logprobs is not None:
+            # In place: an unread stream grows by a token at a time, on the thread that serves all streams.
+            self.logprobs += later.logprobs
         self.cumulative_logprob = later.cumulative_logprob
         self.finish_reason = later.finish_reason
         self.stop_reason = later.stop_reason

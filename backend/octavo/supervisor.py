@@ -145,6 +145,10 @@ class RestartLimit:
         self._restarts.append(now)
         return True
 
+    def forgive(self) -> None:
+        """What made it die is gone: the restarts so far no longer count."""
+        self._restarts.clear()
+
 
 def _environment() -> dict[str, Any]:
     return {name: value for name, value in os.environ.items() if name not in _HOST_VARIABLES}

@@ -47,6 +47,8 @@ OUTPUTS = (TensorSpec("text_output", "TYPE_STRING", (-1,)),)
 
 _SAMPLING_NAMES = frozenset(field.name for field in fields(SamplingParams))
 _PRIORITY = "request_priority"
+_MAX_TIMEOUT_US = 2**63 - 1
+_SHORTEST_DEADLINE_S = 0.001
 # Request parameters that the server and its clients set for themselves.
 _SERVER_PARAMETERS = frozenset(
     {"id", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output"}
@@ -190,9 +192,10 @@ def _whole_number(name: str, value: object) -> int:
 def _deadline(timeout_us: int, parameters: Mapping[str, Any]) -> float | None:
     """The server's own field where the client can set it (gRPC); /generate leaves it among the parameters."""
     timeout_us = timeout_us or _whole_number("timeout", parameters.get("timeout", 0))
-    if timeout_us < 0:
-        raise InvalidRequest("timeout", timeout_us, "microseconds, 0 or more")
-    return timeout_us / 1e6 if timeout_us else None
+    if not 0 <= timeout_us <= _MAX_TIMEOUT_US:
+        raise InvalidRequest("timeout", timeout_us, f"microseconds from 0 to {_MAX_TIMEOUT_US}")
+    # However short, it is a time limit that runs out, not a bad parameter.
+    return max(timeout_us / 1e6, _SHORTEST_DEADLINE_S) if timeout_us else None
 
 
 def encode_output(request: GenerateRequest, output: RequestOutput) -> dict[str, Array]:

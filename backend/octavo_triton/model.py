@@ -5,6 +5,7 @@ Only wires the parts together; the engine runs in a process of its own and this 
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -50,6 +51,7 @@ class TritonPythonModel:
         self._engine: octavo.AsyncEngine | None = None
         self._sender: Sender | None = None
         self._metrics: MetricsReporter | None = None
+        self._numbers = itertools.count()
         log_to_server()
         try:
             check_numpy()
@@ -83,7 +85,7 @@ class TritonPythonModel:
                 stream = self._engine.submit(
                     call.prompt,
                     call.params,
-                    request_id=call.request_id or None,
+                    request_id=self._unique(call.request_id),
                     priority=call.priority,
                     deadline_s=call.deadline_s,
                 )
@@ -91,6 +93,10 @@ class TritonPythonModel:
                 self._sender.refuse(response_sender, error)
             else:
                 self._sender.add(response_sender, call, stream)
+
+    def _unique(self, request_id: str) -> str | None:
+        """The client's id for the log, told apart from other clients' that count from 1 too; None for none."""
+        return f"{request_id}-{next(self._numbers)}" if request_id else None
 
     def finalize(self) -> None:
         """Lets requests end, within DRAIN_S seconds, then ends the engine process."""
@@ -131,9 +137,13 @@ class ServerLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one record; the prefix is what the launcher looks for."""
-        log = pb_utils.Logger
-        write = {logging.ERROR: log.log_error, logging.WARNING: log.log_warn}.get(record.levelno, log.log_info)
-        write(f"[octavo] {self.format(record)}")
+        try:
+            log = pb_utils.Logger
+            write = {logging.ERROR: log.log_error, logging.WARNING: log.log_warn}.get(record.levelno, log.log_info)
+            write(f"[octavo] {self.format(record)}")
+        except Exception:
+            # A line that cannot be logged must not end the thread that wrote it.
+            self.handleError(record)
 
 
 def log_to_server() -> None:

@@ -6,6 +6,7 @@ exception ends the thread that should have sent it. Each is prevented here and n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -131,22 +132,34 @@ class Sender:
             reply.stream.cancel()
 
     def _end(self, reply: Reply, error: BaseException) -> None:
-        if not isinstance(error, OctavoError):
-            logger.error("a request failed inside the backend", exc_info=error)
-        if reply.finished:
-            return
-        if reply.cancelling and isinstance(error, RequestCancelled) and reply.stream is not None:
-            logger.info("[vllm] Successfully cancelled the request %s", reply.stream.request_id)
-        told = error_reply(error)
-        triton_error = pb_utils.TritonError(told.text, getattr(pb_utils.TritonError, told.code))
+        """Tells the client how its request failed. Never raises: an exception here would end the thread."""
         try:
+            if not isinstance(error, OctavoError):
+                logger.error("a request failed inside the backend", exc_info=error)
+            if reply.finished:
+                return
+            if reply.cancelling and isinstance(error, RequestCancelled) and reply.stream is not None:
+                logger.info("[vllm] Successfully cancelled the request %s", reply.stream.request_id)
+            told = error_reply(error)
+            triton_error = pb_utils.TritonError(told.text, getattr(pb_utils.TritonError, told.code))
             self._send(reply, pb_utils.InferenceResponse(output_tensors=[], error=triton_error), final=True)
         except Exception:
             logger.exception("the server did not take the end of a request")
+            self._finish(reply)
+
+    def _finish(self, reply: Reply) -> None:
+        """FINAL with nothing else, for a reply whose error cannot be told."""
+        if not reply.finished:
+            with contextlib.suppress(Exception):
+                self._send(reply, None, final=True)
 
     def _send(self, reply: Reply, response: Any, final: bool) -> None:
         if final:
             # Before the call: even if it fails, nobody may poll or send on this response sender again.
             reply.finished = True
             self._replies.discard(reply)
-        reply.response_sender.send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        if response is None:
+            reply.response_sender.send(flags=flags)
+        else:
+            reply.response_sender.send(response, flags)

@@ -107,11 +107,12 @@ def _blocks_interrupts(process: int) -> bool:
 def welcome(server: TritonServer) -> str:
     """What a running server tells a person: where it listens, what it can be asked, and how."""
     models = server.models()
-    request = json.dumps({"text_input": "The capital of France is", "max_tokens": 16})
+    sampling = json.dumps({"max_tokens": 32, "temperature": 0})
+    request = json.dumps({"text_input": "Once upon a time", "stream": True, "sampling_parameters": sampling})
     lines = [f"ready: {', '.join(models) or 'no model loaded'}", f"  HTTP     {server.http_url}"]
     lines += [f"  gRPC     {server.grpc_address}", f"  metrics  {server.metrics_url}", f"  log      {server.log_path}"]
     if models:
-        lines.append(f"try:\n  curl -s {server.http_url}/v2/models/{models[0]}/generate -d '{request}'")
+        lines.append(f"try:\n  curl -N {server.http_url}/v2/models/{models[0]}/generate_stream -d '{request}'")
     return "\n".join([*lines, "Ctrl-C stops it, a second one at once."])
 
 

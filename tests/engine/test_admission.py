@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from octavo.config import EngineConfig, resolve
 from octavo.errors import InvalidRequest, PromptTooLong
 from octavo.request import EngineRequest
 from octavo.sampling_params import SamplingParams
-from octavo.testing import FAKE_EOS, FAKE_VOCAB_SIZE
+from octavo.testing import FAKE_EOS, FAKE_VOCAB_SIZE, make_fake_model
 from octavo.text.tokenizer import Tokenizer, open_tokenizer
 
 CONTEXT = 100
@@ -133,3 +134,40 @@ def test_priority_and_salt_are_checked(admission: Admission) -> None:
         with pytest.raises(InvalidRequest) as caught:
             admission.prepare(ticket, "a", SamplingParams())
         assert caught.value.parameter == parameter
+
+
+def test_text_with_a_token_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    folder = make_fake_model(tmp_path / "small")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": FAKE_VOCAB_SIZE - 1}))
+    checkpoint = open_checkpoint(folder)
+    admission = Admission(checkpoint, open_tokenizer(checkpoint), resolve(EngineConfig(model=str(folder)), checkpoint))
+    assert prepare(admission, "a<eos>").prompt_token_ids == [97, FAKE_EOS]
+    assert refused(admission, "a<bos>").parameter == "prompt"
+
+
+def test_more_logprobs_than_anybody_can_hold_are_refused(long_model: Path, tokenizer: Tokenizer) -> None:
+    checkpoint = open_checkpoint(long_model)
+    admission = Admission(checkpoint, tokenizer, resolve(EngineConfig(model=str(long_model)), checkpoint))
+    assert refused(admission, [1] * 20_000, prompt_logprobs=-1).parameter == "prompt_logprobs"
+    assert refused(admission, "a", logprobs=-1, max_tokens=20_000).parameter == "logprobs"
+    assert refused(admission, "a", logprobs=-1, n=128, max_tokens=200).parameter == "logprobs"
+    assert prepare(admission, [1] * 20_000, prompt_logprobs=20, logprobs=-1).params.logprobs == -1
+
+
+def test_a_text_far_too_long_is_refused_by_its_beginning(
+    admission: Admission, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    encode = tokenizer.encode
+
+    def recording(text: str, add_special_tokens: bool = True) -> list[int]:
+        lengths.append(len(text))
+        return encode(text, add_special_tokens)
+
+    monkeypatch.setattr(tokenizer, "encode", recording)
+    with pytest.raises(PromptTooLong, match=f"of 1000000 characters .* {CONTEXT} tokens"):
+        prepare(admission, "a" * 1_000_000)
+    assert sum(lengths) < 100 * CONTEXT
+    # What a truncation leaves of it may fit.
+    assert prepare(admission, "b" + "a" * 50 * CONTEXT, truncate_prompt_tokens=3).prompt_token_ids == list(b"aaa")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -54,7 +54,7 @@ class Metric:
 
 class MetricFamily:
     GAUGE = "gauge"
-    created: list[MetricFamily]
+    created: ClassVar[list[MetricFamily]] = []
 
     def __init__(self, name: str, description: str, kind: str) -> None:
         self.name, self.metrics, self.reported = name, [], threading.Event()
@@ -94,13 +94,14 @@ class RecordingResponseSender:
         self.polled.set()
         return self.cancelled
 
-    def send(self, response: InferenceResponse, flags: int = 0) -> None:
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         self._touch()
         if self.fail_with is not None:
             error, self.fail_with = self.fail_with, None
             raise error
         with self.sent:
-            self.responses.append(response)
+            if response is not None:
+                self.responses.append(response)
             self.sent.notify_all()
         if flags & FINAL:
             self.final.set()

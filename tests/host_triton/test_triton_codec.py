@@ -141,6 +141,9 @@ def test_the_deadline_comes_from_the_servers_field_or_from_the_timeout_parameter
     assert decode().deadline_s is None
     assert decode(timeout_us=1_500_000).deadline_s == 1.5
     assert decode({"timeout": 250_000}).deadline_s == 0.25
+    assert decode(timeout_us=1).deadline_s == 0.001
+    with pytest.raises(InvalidRequest, match="timeout"):
+        decode({"timeout": 10**400})
     with pytest.raises(InvalidRequest, match="timeout"):
         decode({"timeout": -1})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,8 +34,9 @@ class ServerTensor:
 
 
 class ServerRequest:
-    def __init__(self, response_sender: Any, text: str, **parameters: Any) -> None:
+    def __init__(self, response_sender: Any, text: str, own_id: str = "", **parameters: Any) -> None:
         self._response_sender = response_sender
+        self._own_id = own_id
         self._text = text
         self._parameters = parameters
 
@@ -48,7 +50,7 @@ class ServerRequest:
         return json.dumps(self._parameters)
 
     def request_id(self) -> str:
-        return ""
+        return self._own_id
 
     def timeout(self) -> int:
         return 0
@@ -131,6 +133,29 @@ def test_a_request_whose_inputs_cannot_be_read_fails_alone(
     assert good.final.wait(WAIT_S)
     assert "secret" not in bad.error.message
     assert good.texts
+
+
+@pytest.mark.slow
+def test_clients_may_use_the_same_request_id_at_the_same_time(
+    loaded: TritonPythonModel, make_response_sender: type[Any]
+) -> None:
+    senders = [make_response_sender(), make_response_sender()]
+    loaded.execute([ServerRequest(each, "hello", own_id="1", max_tokens=3) for each in senders])
+    for each in senders:
+        assert each.final.wait(WAIT_S)
+        assert each.texts[0].startswith("hello")
+
+
+def test_a_server_log_that_fails_breaks_nothing_else(
+    server_log: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(line: str) -> None:
+        raise RuntimeError("no log")
+
+    monkeypatch.setattr(pb_utils.Logger, "log_error", broken)
+    model_module.ServerLogHandler().handle(logging.makeLogRecord({"levelno": logging.ERROR, "msg": "x"}))
+    assert "no log" in capsys.readouterr().err
+    assert not server_log
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -225,3 +226,22 @@ def test_closing_sends_what_is_there_and_ends_the_rest(make_response_sender: typ
     assert done.texts == ["a"]
     assert open_ended.final.is_set()
     assert "unloaded" in open_ended.error.message
+
+
+def test_an_error_that_cannot_be_told_still_gets_final_and_the_others_go_on(
+    sender: Sender, make_response_sender: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise UnicodeEncodeError("utf-8", "", 0, 1, "surrogates not allowed")
+
+    untold, healthy = make_response_sender(), make_response_sender()
+    pb_utils = sys.modules["triton_python_backend_utils"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pb_utils.TritonError, "__init__", broken)
+        sender.refuse(untold, DeadlineExceeded())
+        assert untold.final.wait(WAIT_S)
+    source = Source()
+    sender.add(healthy, request(), source.stream)
+    source.say("b", finished=True)
+    assert healthy.final.wait(WAIT_S)
+    assert healthy.texts == ["b"]
