@@ -1,5 +1,7 @@
 # make serve    set everything up and start a real Triton server with the embedded model
 # make test     set everything up and run the tests (make test-all: the minutes-long ones too)
+# make check    formatting, lint and types
+# make clean    remove what these commands have put into this folder
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -30,3 +32,23 @@ server: setup
 serve: server
 	@$(PY) -m octavo_triton.server --stop-with-parent --server-dir $(SERVER) --model-repository $(MODEL_REPOSITORY) \
 	  --address $(ADDRESS) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+
+check: setup
+	@$(PY) -m ruff check --quiet
+	@$(PY) -m ruff format --check --quiet
+	@$(PY) -m mypy --no-error-summary
+
+# One test at a time: many of them start processes and measure time.
+test: setup
+	@$(PY) -m pytest -m 'not soak'
+
+test-all: setup
+	@$(PY) -m pytest
+
+# BENCH_ARGS=--quick for a smoke run
+bench: setup
+	@$(PY) integration/bench/offline.py $(BENCH_ARGS)
+
+clean:
+	@rm -rf $(VENV) $(SERVER) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find backend kserve tests integration -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,12 +12,14 @@ import typer
 from rich.console import Console
 
 from octavo import bench as benchmark
+from octavo import workloads
 from octavo.config import EngineConfig
 from octavo.errors import OctavoError
 from octavo.llm import LLM
-from octavo.progress import count_bar
+from octavo.progress import load_bar
 from octavo.sampling_params import SamplingParams
-from octavo.workloads import WORKLOADS
+
+_TABLE_COLUMNS = 110
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Octavo: an LLM serving engine.")
 
@@ -68,11 +70,14 @@ def bench(
 ) -> None:
     """Measure the engine on the standard workloads, and print a table."""
     with _one_clear_line():
-        names = workload or list(WORKLOADS)
+        names = workload or workloads.NAMES
         config = EngineConfig.from_mapping({"model": model, "dtype": dtype, "num_threads": threads})
-        with count_bar("runs", len(names) * repeat) as one_more:
-            results = benchmark.run(config, names, repeat, lambda name, done, total: one_more(name))
-        Console().print(benchmark.render(results))
+        with load_bar() as show:
+            results = benchmark.run(config, names, repeat, lambda stage, done, total: show(stage, done / total))
+        # Piped output has no width of its own; the table wants more than the usual 80 columns.
+        console = Console()
+        console.width = max(console.width, _TABLE_COLUMNS)
+        console.print(benchmark.render(results))
         if json is not None:
             json.write_text(benchmark.to_json(results, config))
 
