@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
-PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP    := $(PY) -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 SERVER ?= .server
 # make serve HTTP_PORT=... ADDRESS=0.0.0.0 MODEL_REPOSITORY=...
 ADDRESS          ?= 127.0.0.1

@@ -7,11 +7,10 @@ import signal
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from bench.peer import load_llama
+from transformers import LlamaForCausalLM
 
 from octavo import LLM, AsyncEngine, EngineConfig, SamplingParams
-from octavo.checkpoint import default_model, open_checkpoint
-from octavo.models.gguf_weights import GGUFReader
 
 PROMPTS = [
     "The capital of France is",
@@ -20,23 +19,13 @@ PROMPTS = [
     "1. Mix the flour and the sugar.\n2. Add 3 eggs.\n3.",
     "Der schnelle braune Fuchs springt über den faulen Hund. 🦊 In English:",
 ]
-NUM_TOKENS = 48
+NUM_TOKENS = 32
 
 
 @pytest.fixture(scope="module")
 def reference() -> LlamaForCausalLM:
     """transformers' own model in fp32, with the file's weights dequantised."""
-    checkpoint = open_checkpoint(default_model())
-    assert checkpoint.gguf is not None
-    reader = GGUFReader(checkpoint.gguf.reader, checkpoint.config)
-    keys = LlamaConfig().to_dict().keys() & checkpoint.config.keys()
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**{key: checkpoint.config[key] for key in keys}))
-    state = {name: reader.read(name, torch.float32) for name in reader.shapes}
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, assign=True)
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
-    return model.eval()
+    return load_llama(None, torch.float32)
 
 
 @pytest.mark.slow

@@ -129,14 +129,14 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise ModelLoadError(
             f"{folder} has no config.json" + (f" and {len(files)} GGUF files: name one" if files else "")
         )
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if "vocab_size" not in config:
         raise ModelLoadError(f"{folder / 'config.json'} has no key 'vocab_size'")
     generation_config = folder / "generation_config.json"
     return Checkpoint(
         path=folder,
         config=config,
-        generation_config=_read_json(generation_config) if generation_config.exists() else {},
+        generation_config=read_json(generation_config) if generation_config.exists() else {},
         weight_files=_weight_files(folder),
     )
 
@@ -144,7 +144,7 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _weight_files(folder: Path) -> tuple[Path, ...]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelLoadError(f"{index} has no key 'weight_map'")
         files = tuple(folder / name for name in sorted(set(weight_map.values())))
@@ -158,7 +158,8 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     return files
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A file that holds a JSON object. Raises ModelLoadError that names it."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -67,6 +67,7 @@ class FrontLoop:
         self._said_hello = False
         self._was_ready = False
         self._load_error = ""
+        self._progress: tuple[str, int] = "", 0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="octavo-front", daemon=True)
         self._thread.start()
@@ -162,7 +163,7 @@ class FrontLoop:
             case Hello(version):
                 self._on_hello(version)
             case Progress(phase, fraction):
-                logger.debug("%s: %.0f%%", phase, fraction * 100)
+                self._log_progress(phase, fraction)
             case Ready(num_blocks, config):
                 logger.info("the engine is ready: %d KV blocks of %d tokens", num_blocks, config.block_size)
                 self._was_ready = True
@@ -171,6 +172,13 @@ class FrontLoop:
                     self._send(live)
             case LoadFailed(text):
                 self._load_error = text
+
+    def _log_progress(self, phase: str, fraction: float) -> None:
+        """A line each quarter of a phase: enough for somebody who waits, and no flood in a server's log."""
+        reached = phase, int(fraction * 4)
+        if reached != self._progress:
+            self._progress = reached
+            logger.info("%s: %.0f%%", phase, fraction * 100)
 
     def _on_hello(self, version: str) -> None:
         assert self._process is not None

@@ -146,17 +146,20 @@ class FaultyModelRunner(FakeModelRunner):
         self._hang_at = int(settings.get("hang_at_step", 0))
         self._exit_at = int(settings.get("exit_at_step", 0))
         self._marker = Path(settings["once"]) if "once" in settings else None
+        self._while = Path(settings["while"]) if "while" in settings else None
 
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """Like the fake's, but for the one step that the fault names."""
         output = super().execute(step)
-        if self.num_steps in (self._hang_at, self._exit_at) and self._first_time():
+        if self.num_steps in (self._hang_at, self._exit_at) and self._is_due():
             if self.num_steps == self._exit_at:
                 os._exit(23)
             threading.Event().wait()
         return output
 
-    def _first_time(self) -> bool:
+    def _is_due(self) -> bool:
+        if self._while is not None:
+            return self._while.exists()
         if self._marker is None:
             return True
         try:
@@ -169,7 +172,8 @@ class FaultyModelRunner(FakeModelRunner):
 def create_fake_executor(config: EngineConfig, checkpoint: Checkpoint, on_progress: OnProgress) -> FakeModelRunner:
     """The factory to name in `EngineConfig.executor`: "octavo.testing:create_fake_executor".
 
-    Faults: OCTAVO_FAULT="hang_at_step=20,once=/marker" (or exit_at_step), obeyed only beside OCTAVO_ALLOW_FAULTS=1.
+    Faults: OCTAVO_FAULT="hang_at_step=20" (or exit_at_step), obeyed only beside OCTAVO_ALLOW_FAULTS=1; with
+    ",once=FILE" only until FILE exists (the fault makes it), with ",while=FILE" only while it does.
     """
     on_progress("loading weights", 1.0)
     num_blocks = config.num_gpu_blocks_override or 4096

@@ -22,7 +22,7 @@ flock 9
 wanted=$({ cat "${BASH_SOURCE[0]}" "$HERE/requirements.txt" "$CONSTRAINTS"; echo "$BACKEND"; "$PYTHON" -VV; } | sha256sum)
 if [ "$(cat "$DEST/.ready" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 rm -f "$DEST/.ready"
-pip() { "$1" -m pip "${@:2}" --quiet --disable-pip-version-check --no-deps; }
+pip() { "$1" -m pip "${@:2}" --quiet --quiet --disable-pip-version-check --no-deps; }
 
 server=$DEST/pytriton/tritonserver
 if [ "$(cat "$DEST/.wheel" 2>/dev/null)" != "$WHEEL" ]; then

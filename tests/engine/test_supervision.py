@@ -186,10 +186,28 @@ def test_a_request_that_kills_every_process_fails_alone(
     monkeypatch.setenv("OCTAVO_ALLOW_FAULTS", "1")
     monkeypatch.setenv("OCTAVO_FAULT", "exit_at_step=1")
     engine = start_engine(max_restarts=3)
+    for _ in range(2):  # the deaths that are blamed on it do not use up the restarts
+        with pytest.raises(RequestFailed, match="died 3 times"):
+            list(engine.submit("poison", ENDLESS))
+        engine.wait_ready(30)
+    assert engine.stats().engine_restarts_total == 6
+
+
+def test_what_only_waited_behind_a_request_that_kills_is_not_blamed(
+    start_engine: StartEngine, expected_text: Expected, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OCTAVO_ALLOW_FAULTS", "1")
+    monkeypatch.setenv("OCTAVO_FAULT", "exit_at_step=1,while=%s" % (tmp_path / "deadly"))
+    (tmp_path / "deadly").touch()
+    engine = start_engine(max_num_seqs=1)
+    poison = engine.submit("poison", ENDLESS)
+    waiting = engine.submit("waiting", SamplingParams(max_tokens=20, seed=1))
     with pytest.raises(RequestFailed, match="died 3 times"):
-        list(engine.submit("poison", ENDLESS))
-    engine.wait_ready(30)
-    assert engine.stats().engine_restarts_total == 3
+        list(poison)
+    (tmp_path / "deadly").unlink()
+    texts = [""]
+    read_all([waiting], texts)
+    assert texts == [expected_text("waiting", 1, 20)]
 
 
 def test_cancelling_works_while_the_process_is_being_restarted(start_engine: StartEngine) -> None:

@@ -1,13 +1,12 @@
 import gguf
 import pytest
 import torch
+from bench.peer import load_llama
 from models.driver import Driver, random_tokens
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from octavo.checkpoint import default_model, open_checkpoint
 from octavo.errors import ModelLoadError
 from octavo.models import load_model
-from octavo.models.gguf_weights import GGUFReader
 
 pytestmark = pytest.mark.slow
 
@@ -106,17 +105,10 @@ def test_an_unknown_tensor_is_named(tiny, load, tmp_path):
 
 def test_the_default_model_equals_transformers_on_the_dequantised_weights(load):
     checkpoint = open_checkpoint(default_model())
-    reader = GGUFReader(checkpoint.gguf.reader, checkpoint.config)
-    keys = LlamaConfig().to_dict().keys() & checkpoint.config.keys()
-    with torch.device("meta"):
-        reference = LlamaForCausalLM(LlamaConfig(**{key: checkpoint.config[key] for key in keys}))
-    state = {name: reader.read(name, torch.float32) for name in reader.shapes}
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    reference.load_state_dict(state, assign=True)
-    reference.model.rotary_emb = type(reference.model.rotary_emb)(reference.config)
+    reference = load_llama(None, torch.float32)
     tokens = random_tokens(40)
     with torch.inference_mode():
-        wanted = reference.eval()(torch.tensor([tokens])).logits[0]
+        wanted = reference(torch.tensor([tokens])).logits[0]
     model = load_model(checkpoint, torch.float32, torch.device("cpu"), lambda phase, fraction: None)
     got = Driver(model).run("a", tokens, 13)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=2e-4)

@@ -5,7 +5,6 @@ Opens what lies in a model folder; `gguf_tokenizer` builds the same from a GGUF 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from octavo.checkpoint import Checkpoint, GGUFMetadata
+from octavo.checkpoint import Checkpoint, GGUFMetadata, read_json
 from octavo.errors import InvalidRequest, ModelLoadError
 from octavo.text.decoding import Decoding, open_decoding
 from octavo.text.gguf_tokenizer import build_from_gguf
@@ -126,22 +125,14 @@ def _open_folder(file: Path) -> Tokenizer:
         backend = Backend.from_file(str(file))
     except Exception as error:  # The library has no error type of its own: whatever it raises is about this file.
         raise ModelLoadError(f"{file} is not a tokenizer: {error}") from None
-    config = _read_json(file.parent / "tokenizer_config.json")
+    config = _read_if_there(file.parent / "tokenizer_config.json")
     special_tokens = {name: text for name in _NAMED_TOKENS if (text := _token_content(config.get(name))) is not None}
     _add_tokens(backend, config, special_tokens)
     return Tokenizer(backend, special_tokens, _chat_template(file.parent, config))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{file} is not a JSON file: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{file} is not a JSON object")
-    return value
+def _read_if_there(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.exists() else {}
 
 
 def _token_content(token: object) -> str | None:
@@ -170,7 +161,7 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.exists():
         return file.read_text(encoding="utf-8")
-    template = config.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
+    template = config.get("chat_template") or _read_if_there(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
         template = named.get("default")
