@@ -42,12 +42,14 @@ def test_200_greedy_tokens_equal_transformers_under_chunks_preemption_and_prefix
     # 84 blocks of 8 hold about three of the four sequences at their full length: somebody is preempted.
     engine = start(folder, max_num_batched_tokens=24, long_prefill_token_threshold=16, num_gpu_blocks_override=84)
     params = SamplingParams(temperature=0, max_tokens=200)
+    # The kernels count for the whole process: other tests make them fall back on purpose.
+    fallbacks = engine.stats().fallbacks_total
     found = run(engine, [request(str(i), prompt, params) for i, prompt in enumerate(PROMPTS)])
     again = run(engine, [request("again", PROMPTS[0], params)])
     stats = engine.stats()
     assert stats.preemptions_total > 0
     assert stats.prefix_cache_hits_total > 0
-    assert stats.fallbacks_total == 0
+    assert stats.fallbacks_total == fallbacks
     for i, prompt in enumerate(PROMPTS):
         with torch.inference_mode():
             ids = torch.tensor([prompt])
