@@ -19,7 +19,7 @@ from octavo.llm import LLM
 from octavo.progress import load_bar
 from octavo.sampling_params import SamplingParams
 
-_TABLE_COLUMNS = 110
+_TABLE_COLUMNS = 150
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Octavo: an LLM serving engine.")
 
@@ -74,9 +74,10 @@ def bench(
         config = EngineConfig.from_mapping({"model": model, "dtype": dtype, "num_threads": threads})
         with load_bar() as show:
             results = benchmark.run(config, names, repeat, lambda stage, done, total: show(stage, done / total))
-        # Piped output has no width of its own; the table wants more than the usual 80 columns.
         console = Console()
-        console.width = max(console.width, _TABLE_COLUMNS)
+        if not console.is_terminal:
+            # Piped output has no width of its own; the table wants more than the usual 80 columns.
+            console.width = _TABLE_COLUMNS
         console.print(benchmark.render(results))
         if json is not None:
             json.write_text(benchmark.to_json(results, config))
