@@ -45,7 +45,10 @@ class Ticket:
 
 
 class Admission:
-    """Checks and translates requests for one model. Any thread may call it."""
+    """Checks and translates requests for one model. Any thread may call it.
+
+    `max_model_len` (tokens) may be lowered once the engine knows what its KV cache can hold.
+    """
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, config: EngineConfig) -> None:
         """`config` has been resolved."""

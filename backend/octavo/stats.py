@@ -1,40 +1,9 @@
-"""EngineStats: one snapshot of the engine's counters and gauges, and fixed-bucket histograms. Knows no exporter."""
+"""EngineStats: one snapshot of the engine's counters and gauges. Knows no exporter."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-
-@dataclass(slots=True)
-class Histogram:
-    """Counts of observations at or below each upper bound; the last bucket has no bound.
-
-    `counts` has one entry more than `bounds` and is not cumulative.
-    """
-
-    bounds: tuple[float, ...]
-    counts: list[int] = field(default_factory=list)
-    total: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.counts = self.counts or [0] * (len(self.bounds) + 1)
-
-    def observe(self, value: float, times: int = 1) -> None:
-        """Counts `value` `times` times."""
-        self.counts[bisect_left(self.bounds, value)] += times
-        self.total += value * times
-
-    @property
-    def count(self) -> int:
-        """How many values were observed."""
-        return sum(self.counts)
-
-
-def exponential_bounds(first: float, factor: float, count: int) -> tuple[float, ...]:
-    """`count` upper bounds, each `factor` times the one before."""
-    return tuple(first * factor**i for i in range(count))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

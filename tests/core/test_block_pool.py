@@ -69,6 +69,8 @@ def test_the_first_block_with_a_content_stays_the_one_that_is_found():
     pool.publish(first, b"x")
     pool.publish(second, b"x")
     assert pool.find(b"x") == first
-    pool.forget_all()
+    pool.forget(second)
+    assert pool.find(b"x") == first
+    pool.forget(first)
     assert pool.find(b"x") is None
     pool.check_invariants()

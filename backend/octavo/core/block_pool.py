@@ -85,11 +85,6 @@ class BlockPool:
             del self._block_of[held]
             self._hash[block] = None
 
-    def forget_all(self) -> None:
-        """No block is found by its content any more."""
-        self._block_of.clear()
-        self._hash = [None] * self.num_blocks
-
     def check_invariants(self) -> None:
         """Asserts that held and free blocks add up and that the free list and the hashes are whole. O(num_blocks)."""
         free = []
