@@ -284,28 +284,33 @@ class FrontLoop:
         process.kill()
         if not self._was_ready:
             raise ModelLoadError(self._load_error or f"the engine process {cause} (while it was loading)")
-        if self._table.state is State.READY:
-            self._end_suspects()
         logger.error("the engine process %s; %d requests are live", cause, len(self._table))
-        if not self._limit.allow(now):
+        suspects = self._suspects() if self._table.state is State.READY else []
+        if suspects:
+            self._limit.forgive()
+        allowed = self._limit.allow(now)
+        if allowed:
+            # Before anybody is told: who sees a suspect fail and asks next must not be told that all is well.
+            self._table.set_loading()
+        for live in suspects:
+            self._end(live, RequestFailed(f"the engine died {live.num_deaths} times while it ran this request"))
+        if not allowed:
             raise EngineDead(
                 f"the engine process {cause}, after {self._config.max_restarts} restarts within "
                 f"{self._config.restart_window_s:g} s"
             )
-        self._table.set_loading()
         self._start_process()
 
-    def _end_suspects(self) -> None:
+    def _suspects(self) -> list[LiveRequest]:
         """One request that kills every process must take neither the queue nor the service with it.
 
         Only what can have been running is suspect: the first in rank, as many as may run.
         """
         by_rank = sorted(self._table.all(), key=lambda live: live.request.priority)
-        for live in by_rank[: self._table.config.max_num_seqs]:
+        running = by_rank[: self._table.config.max_num_seqs]
+        for live in running:
             live.num_deaths += 1
-            if live.num_deaths >= _MAX_DEATHS:
-                self._end(live, RequestFailed(f"the engine died {live.num_deaths} times while it ran this request"))
-                self._limit.forgive()
+        return [live for live in running if live.num_deaths >= _MAX_DEATHS]
 
     def _stop(self) -> None:
         self._stopping = True
