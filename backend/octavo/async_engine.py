@@ -14,13 +14,14 @@ import weakref
 from dataclasses import replace
 from functools import partial
 
-from octavo.admission import Admission, Prompt, Ticket
+from octavo.admission import Admission, Ticket
 from octavo.checkpoint import open_checkpoint
 from octavo.config import EngineConfig, resolve
 from octavo.front_loop import FrontLoop
 from octavo.live_request import LiveRequest
 from octavo.live_table import LiveTable, State
 from octavo.parsing import parse_float, parse_text
+from octavo.prompt import Prompt
 from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
 from octavo.stats import EngineStats
@@ -98,7 +99,7 @@ class AsyncEngine:
         self._admission.max_model_len = self.config.max_model_len or self._admission.max_model_len
         request, text = self._admission.prepare(ticket, prompt, params)
         stream = RequestStream(request_id, partial(self._cancel, request.request_id))
-        live = LiveRequest(self.tokenizer, request, text, stream)
+        live = LiveRequest(self.tokenizer, request, text, stream, now)
         if deadline_s is not None:
             live.deadline = now + parse_float("deadline_s", deadline_s, _SHORTEST_DEADLINE_S)
         self._table.add(live)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,6 +18,7 @@ from octavo.core.scheduler import Limits, Scheduler
 from octavo.core.sequence import Sequence
 from octavo.core.step import Executor, ModelRunnerOutput, SchedulerOutput
 from octavo.errors import InvalidRequest, ModelLoadError, PromptTooLong
+from octavo.faults import FaultyExecutor, read_fault
 from octavo.outputs import EngineOutput, FinishReason, PositionLogprobs
 from octavo.request import EngineRequest
 from octavo.stats import EngineStats
@@ -27,13 +30,17 @@ OnProgress = Callable[[str, float], None]
 
 @dataclass(slots=True)
 class LiveRequest:
-    """A request that has not ended: its children that have not, by index, and those that wait for the prompt."""
+    """A request that has not ended: its children that have not, by index, and those that wait for the prompt.
+
+    `scheduled_at` is when a step first worked on it (monotonic seconds), None before.
+    """
 
     request: EngineRequest
     stop_token_ids: frozenset[int]
     children: dict[int, Sequence]
     held: list[Sequence] = field(default_factory=list)
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
+    scheduled_at: float | None = None
 
 
 class Engine:
@@ -72,12 +79,17 @@ class Engine:
     ) -> Engine:
         """Like `from_config`, for a model that the caller has opened already."""
         config = resolve(config, checkpoint)
+        # Before the weights: what cannot work fails at once.
+        fault = read_fault(os.environ)
         module, _, factory = config.executor.partition(":")
         try:
             create = getattr(importlib.import_module(module), factory)
         except (ImportError, AttributeError, ValueError) as error:
             raise ModelLoadError(f"executor: cannot load {config.executor!r} ({error})") from error
         executor: Executor = create(config, checkpoint, on_progress or (lambda phase, fraction: None))
+        if fault is not None:
+            logger.warning("%s: this engine will break on purpose", fault)
+            executor = FaultyExecutor(executor, fault)
         capacity = (executor.num_blocks - 1) * config.block_size + 1
         assert config.max_model_len is not None
         if capacity < config.max_model_len:
@@ -129,6 +141,8 @@ class Engine:
         """Computes one step and returns what is new. Raises EngineError when the device is lost."""
         step = self.scheduler.schedule()
         if step is not None:
+            if step.new_rows:
+                self._note_first_scheduled(time.monotonic())
             self._update(step, self.executor.execute(step))
         if not self._live:
             self._check_idle()
@@ -189,6 +203,12 @@ class Engine:
             )
         return replace(request, params=request.params.with_max_tokens(max_tokens))
 
+    def _note_first_scheduled(self, now: float) -> None:
+        for seq in self.scheduler.running:
+            live = self._live[seq.request.request_id]
+            if live.scheduled_at is None:
+                live.scheduled_at = now
+
     def _update(self, step: SchedulerOutput, output: ModelRunnerOutput) -> None:
         self._totals["steps"] += 1
         for i, (seq, current) in enumerate(self.scheduler.complete(step.step_id, output.failed)):
@@ -231,6 +251,7 @@ class Engine:
                 logprobs=logprobs[:taken] if logprobs is not None else None,
                 prompt_logprobs=live.prompt_logprobs if is_first and seq.index == 0 and asked else None,
                 num_cached_tokens=seq.num_cached_tokens,
+                scheduled_at=live.scheduled_at if is_first else None,
             )
         )
         if reason is not None:

@@ -31,6 +31,7 @@ from octavo.inbox import Inbox
 from octavo.live_request import LiveRequest
 from octavo.live_table import LiveTable, State
 from octavo.outputs import EngineOutput, FinishReason
+from octavo.stats import Observations
 from octavo.supervisor import EngineProcess, RestartLimit, find_python
 from octavo.wire import Abort, FromEngine, Hello, LoadFailed, Progress, Ready, Start, Step, Submit, wire_version
 
@@ -167,7 +168,7 @@ class FrontLoop:
             case Ready(num_blocks, config):
                 logger.info("the engine is ready: %d KV blocks of %d tokens", num_blocks, config.block_size)
                 self._was_ready = True
-                self._table.set_ready(config)
+                self._table.set_ready(config, num_blocks)
                 for live in self._table.all():
                     self._send(live)
             case LoadFailed(text):
@@ -195,6 +196,8 @@ class FrontLoop:
         touched: dict[str, LiveRequest] = {}
         failed: list[tuple[LiveRequest, OctavoError]] = []
         ends: list[FinishReason] = []
+        seen = Observations()
+        now = time.monotonic()
         for new in step.outputs:
             live = self._table.get(new.request_id)
             if live is None:
@@ -203,7 +206,7 @@ class FrontLoop:
                 failed.append((live, _ERRORS[new.finish_reason](new.error or new.finish_reason.value)))
                 continue
             try:
-                reason = self._push(live, new)
+                reason = self._push(live, new, now, seen)
             except Exception:
                 logger.exception("the text of request %s broke", live.request_id)
                 failed.append((live, RequestFailed("internal error while the text was made")))
@@ -211,7 +214,7 @@ class FrontLoop:
             touched[live.wire_id] = live
             if reason is not None:
                 ends.append(reason)
-        self._table.count(step.stats, ends)
+        self._table.count(step.stats, ends, seen)
         for live, error in failed:
             self._end(live, error)
         for live in touched.values():
@@ -219,9 +222,9 @@ class FrontLoop:
             if output is not None and (not output.finished or self._table.remove(live)):
                 live.stream.put(output, ended=output.finished)
 
-    def _push(self, live: LiveRequest, new: EngineOutput) -> FinishReason | None:
+    def _push(self, live: LiveRequest, new: EngineOutput, now: float, seen: Observations) -> FinishReason | None:
         """How the completion ended, if it did."""
-        output = live.push(new)
+        output = live.push(new, now, seen)
         if output is None:
             return None
         if output.finish_reason is not None and new.finish_reason is None:
@@ -261,7 +264,10 @@ class FrontLoop:
         if not self._table.remove(live):
             return
         reason = next((reason for reason, kind in _ERRORS.items() if type(error) is kind), FinishReason.ERROR)
-        self._table.count(None, [reason for _ in live.unfinished])
+        ends = [reason for _ in live.unfinished]
+        seen = Observations()
+        live.fail(time.monotonic(), seen)
+        self._table.count(None, ends, seen)
         self._abort(live, None, reason)
         live.stream.put(live.take_fresh(), ended=True, error=error)
 

@@ -1,6 +1,6 @@
-"""FrontStats: the engine's counters as a host sees them, across restarts of the engine process, and queue estimates.
+"""FrontStats: the engine's numbers as a host sees them, across restarts of the engine process, and queue estimates.
 
-Ends are counted here, where every one of them is known for certain, whatever happened to the process.
+Ends are counted and times observed here, where all of them are known for certain, whatever happened to the process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 
 from octavo.outputs import FinishReason
-from octavo.stats import EngineStats
+from octavo.recorder import Recorder
+from octavo.stats import EngineStats, Observations
 
 _TOTALS = tuple(f.name for f in fields(EngineStats) if f.name.endswith("_total") and f.name != "finished_total")
 _REMEMBERED_ENDS = 64
@@ -20,13 +21,14 @@ _SHORTEST_RETRY_S, _LONGEST_RETRY_S = 1.0, 60.0
 class FrontStats:
     """Owned by the front; every use is under its lock. Counts sequences: a request with n > 1 is n of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_model_len: int) -> None:
         self.num_restarts = 0
         self.num_live = 0
         self._latest = EngineStats()
         self._ended_processes: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
         self._ends: deque[float] = deque(maxlen=_REMEMBERED_ENDS)
+        self._recorder = Recorder(max_model_len)
 
     def update(self, latest: EngineStats) -> None:
         """Takes a reading of the engine process."""
@@ -43,6 +45,10 @@ class FrontStats:
             self.num_live -= 1
             self._finished[reason.value] += 1
             self._ends.append(now)
+
+    def observe(self, seen: Observations) -> None:
+        """Takes what was observed of live requests."""
+        self._recorder.observe(seen)
 
     def num_waiting(self, max_num_seqs: int, num_more: int = 0) -> int:
         """Live sequences, and `num_more`, that have no place in the running set."""
@@ -67,5 +73,6 @@ class FrontStats:
                 "num_requests_waiting": max(self.num_live - self._latest.num_requests_running, 0),
                 "engine_restarts_total": self.num_restarts,
                 "finished_total": dict(self._finished),
+                "histograms": self._recorder.snapshot(),
             },
         )

@@ -15,7 +15,7 @@ from octavo.errors import EngineDead, EngineError, InvalidRequest, Overloaded
 from octavo.front_stats import FrontStats
 from octavo.live_request import LiveRequest
 from octavo.outputs import FinishReason
-from octavo.stats import EngineStats
+from octavo.stats import EngineStats, Observations
 
 
 class State(enum.Enum):
@@ -37,7 +37,7 @@ class LiveTable:
         self._failure: EngineError | None = None
         self._live: dict[str, LiveRequest] = {}
         self._request_ids: set[str] = set()
-        self._stats = FrontStats()
+        self._stats = FrontStats(config.max_model_len or 1)
         self._changed = threading.Condition()
 
     def check_room(self, request_id: str, num_sequences: int) -> None:
@@ -86,17 +86,21 @@ class LiveTable:
         """How many requests are live."""
         return len(self._live)
 
-    def count(self, stats: EngineStats | None, ends: Iterable[FinishReason]) -> None:
-        """Takes the engine's counters, and the ends of sequences."""
+    def count(self, stats: EngineStats | None, ends: Iterable[FinishReason], seen: Observations) -> None:
+        """Takes the engine's counters, the ends of sequences, and what was observed."""
         with self._changed:
             if stats is not None:
                 self._stats.update(stats)
+            self._stats.observe(seen)
             self._stats.count_ends(ends, time.monotonic())
 
-    def set_ready(self, config: EngineConfig) -> None:
-        """The engine process is loaded and has resolved the settings."""
+    def set_ready(self, config: EngineConfig, num_blocks: int) -> None:
+        """The engine process is loaded, has resolved the settings, and has `num_blocks`, the null block included."""
+        usable = num_blocks - 1
         with self._changed:
             self.config = config
+            # Until the first step says more: whoever routes by free blocks must not take an idle engine for a full one.
+            self._stats.update(EngineStats(num_blocks=usable, num_free_blocks=usable, block_size=config.block_size))
             self.state = State.READY
             self._changed.notify_all()
 

@@ -6,9 +6,10 @@ import itertools
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
-from octavo.admission import Admission, Prompt, Ticket
+from octavo.admission import Admission, Ticket
 from octavo.checkpoint import open_checkpoint
 from octavo.config import EngineConfig
 from octavo.engine import Engine
@@ -16,9 +17,11 @@ from octavo.errors import InvalidRequest
 from octavo.live_request import LiveRequest
 from octavo.outputs import EngineOutput, RequestOutput
 from octavo.progress import count_bar, load_bar
+from octavo.prompt import Prompt
+from octavo.recorder import Recorder
 from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
-from octavo.stats import EngineStats
+from octavo.stats import EngineStats, Observations
 from octavo.text.tokenizer import open_tokenizer
 
 Prompts = Prompt | Sequence[Prompt]
@@ -39,6 +42,7 @@ class LLM:
             self.engine = Engine.from_checkpoint(config, checkpoint, on_progress)
         self.tokenizer = open_tokenizer(checkpoint, config.tokenizer)
         self._admission = Admission(checkpoint, self.tokenizer, self.engine.config)
+        self._recorder = Recorder(self.engine.config.max_model_len or 1)
         self._numbers = itertools.count()
 
     def generate(
@@ -81,8 +85,8 @@ class LLM:
                     yield output
 
     def stats(self) -> EngineStats:
-        """The engine's counters and gauges."""
-        return self.engine.stats()
+        """The engine's counters and gauges, and the histograms of all requests."""
+        return replace(self.engine.stats(), histograms=self._recorder.snapshot())
 
     def _prepare(self, prompts: Sequence[Prompt], sampling_params: Params) -> list[LiveRequest]:
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
@@ -92,11 +96,13 @@ class LLM:
         if len(params) != len(prompts):
             raise InvalidRequest("sampling_params", f"{len(params)} of them", f"one, or one a prompt ({len(prompts)})")
         lives = []
+        arrived_at = time.monotonic()
         for prompt, each in zip(prompts, params, strict=True):
             number = next(self._numbers)
             request, text = self._admission.prepare(Ticket(str(number), number), prompt, each)
             # Nobody waits at this stream: the engine runs in the reader's own thread.
-            lives.append(LiveRequest(self.tokenizer, request, text, RequestStream(str(number), lambda: None)))
+            stream = RequestStream(str(number), lambda: None)
+            lives.append(LiveRequest(self.tokenizer, request, text, stream, arrived_at))
         return lives
 
     def _run(self, lives: list[LiveRequest]) -> Generator[LiveRequest, None, None]:
@@ -107,16 +113,18 @@ class LLM:
                 self.engine.add_request(live.request)
             while self.engine.has_work:
                 touched = {}
-                for new in self.engine.step():
+                outputs, now, seen = self.engine.step(), time.monotonic(), Observations()
+                for new in outputs:
                     live = by_id[new.request_id]
-                    if self._push(live, new):
+                    if self._push(live, new, now, seen):
                         touched[new.request_id] = live
+                self._recorder.observe(seen)
                 yield from touched.values()
         finally:
             self._abandon(lives)
 
-    def _push(self, live: LiveRequest, new: EngineOutput) -> bool:
-        output = live.push(new)
+    def _push(self, live: LiveRequest, new: EngineOutput, now: float, seen: Observations) -> bool:
+        output = live.push(new, now, seen)
         if output is None:
             return False
         if output.finish_reason is not None and new.finish_reason is None:

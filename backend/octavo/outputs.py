@@ -32,12 +32,14 @@ class TokenLogprob(NamedTuple):
 PositionLogprobs = list[TokenLogprob]
 
 
-class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
+class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one step brought for one sequence of one request: new tokens, maybe its end.
 
     `logprobs` has one entry a new token when asked for. `prompt_logprobs` has one entry for each prompt token after
     the first and comes once, on child 0, with its first token. `num_cached_tokens` counts prompt tokens that the prefix
-    cache gave. `error` is a message for the client and goes with FinishReason.ERROR or REJECTED.
+    cache gave. `scheduled_at` is when a step first worked on the request (monotonic seconds, on one machine the same
+    in all processes), and comes with a sequence's first token. `error` is a message for the client and goes with
+    FinishReason.ERROR or REJECTED.
     """
 
     request_id: str
@@ -48,6 +50,7 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: list[PositionLogprobs] | None = None
     prompt_logprobs: list[PositionLogprobs] | None = None
     num_cached_tokens: int = 0
+    scheduled_at: float | None = None
     error: str = ""
 
 
@@ -62,7 +65,10 @@ class Logprob:
 
 @dataclass(slots=True, kw_only=True)
 class CompletionOutput:
-    """One of the n completions. On a stream every field but the reasons is what is new since the last output."""
+    """One of the n completions. On a stream every field but the reasons and the cumulative logprob is what is new.
+
+    Logprobs come with the text of their token: while text is held back, later than their `token_ids`.
+    """
 
     index: int
     text: str = ""
@@ -95,11 +101,28 @@ class Usage:
     num_cached_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long the parts of one request took, in seconds; None while that is not known.
+
+    Queue: from its arrival until a step first worked on it; prefill: from there to the first token; decode: from there
+    to the last. The first token is counted from the arrival, and so is the whole (e2e). A request that survived an
+    engine crash keeps what was known before.
+    """
+
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    time_to_first_token_s: float | None = None
+    e2e_s: float | None = None
+
+
 @dataclass(slots=True, kw_only=True)
 class RequestOutput:
     """What a request has brought: on a stream the new part, from `LLM.generate` the whole.
 
-    `outputs` holds the completions that have something new, by index. `error` explains FinishReason.ERROR.
+    `outputs` holds the completions that have something new, by index. `timing` is as of this output, None before the
+    first token. `error` explains FinishReason.ERROR.
     """
 
     request_id: str
@@ -109,6 +132,7 @@ class RequestOutput:
     usage: Usage
     finished: bool = False
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    timing: Timing | None = None
     error: str = ""
 
     def extend(self, later: RequestOutput) -> None:
@@ -122,4 +146,5 @@ class RequestOutput:
         self.outputs.sort(key=lambda output: output.index)
         self.usage, self.finished = later.usage, later.finished
         self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
+        self.timing = later.timing or self.timing
         self.error = self.error or later.error

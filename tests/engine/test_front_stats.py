@@ -12,7 +12,7 @@ from octavo.supervisor import RestartLimit
 
 
 def test_counters_go_on_where_the_last_process_ended() -> None:
-    stats = FrontStats()
+    stats = FrontStats(1024)
     stats.update(EngineStats(steps_total=5, num_blocks=8, num_requests_running=1))
     stats.process_ended()
     assert stats.snapshot().steps_total == 5
@@ -22,7 +22,7 @@ def test_counters_go_on_where_the_last_process_ended() -> None:
 
 
 def test_ends_are_counted_by_reason() -> None:
-    stats = FrontStats()
+    stats = FrontStats(1024)
     stats.num_live = 3
     stats.count_ends([FinishReason.STOP, FinishReason.STOP, FinishReason.CANCELLED], now=1)
     assert stats.num_live == 0
@@ -30,7 +30,7 @@ def test_ends_are_counted_by_reason() -> None:
 
 
 def test_nobody_waits_while_there_are_places() -> None:
-    stats = FrontStats()
+    stats = FrontStats(1024)
     stats.num_live = 4
     assert stats.num_waiting(4) == 0
     assert stats.num_waiting(4, num_more=1) == 1
@@ -39,7 +39,7 @@ def test_nobody_waits_while_there_are_places() -> None:
 
 
 def test_places_that_the_kv_cache_has_no_room_for_do_not_count() -> None:
-    stats = FrontStats()
+    stats = FrontStats(1024)
     stats.num_live = 3
     stats.update(EngineStats(num_requests_running=1, num_requests_waiting=2))
     assert stats.num_waiting(8) == 2
@@ -47,7 +47,7 @@ def test_places_that_the_kv_cache_has_no_room_for_do_not_count() -> None:
 
 
 def test_the_time_to_retry_follows_the_pace_of_the_last_ends() -> None:
-    stats = FrontStats()
+    stats = FrontStats(1024)
     assert stats.retry_after_s(5) == 1
     for second in range(0, 20, 2):
         stats.count_ends([FinishReason.STOP], now=second)

@@ -1,46 +1,174 @@
-"""The metrics reporter: one thread, and metrics gone before their families."""
+"""The metrics reporter: what it tells the server, from one thread, and that metrics are gone before their families."""
 
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import weakref
+from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Any
 
-from octavo import EngineStats
-from octavo_triton.metrics import GAUGES, MetricsReporter
+import pytest
+
+from octavo import METRICS, EngineStats
+from octavo.recorder import Recorder
+from octavo.stats import Observations
+from octavo_triton.metrics import MetricsReporter, Page
 
 WAIT_S = 10
+LABELS = {"model": "m", "version": "1"}
+TTFT = "vllm:time_to_first_token_seconds"
 
 
-def test_gauges_show_a_snapshot_of_the_engine(metric_families: list[Any]) -> None:
-    read = threading.Event()
+class Engine:
+    """Gives stats; what is observed between two readings is up to the test. The page stands at the second one."""
 
-    def stats() -> EngineStats:
-        read.set()
-        return EngineStats(num_requests_running=3, num_requests_waiting=2, num_blocks=10, num_free_blocks=4)
+    def __init__(self) -> None:
+        self.recorder = Recorder(1024)
+        self.scalars: dict[str, Any] = {}
+        self.num_readings = 0
+        self.was_read_twice = threading.Event()
 
-    reporter = MetricsReporter(stats, {"model": "m", "version": "1"})
-    assert read.wait(WAIT_S)
-    reporter.close()
-    shown = {family.name: family.metrics[0] for family in metric_families}
-    assert {name: metric.values[-1] for name, metric in shown.items()} == {
-        "vllm:num_requests_running": 3,
-        "vllm:num_requests_waiting": 2,
-        "vllm:kv_cache_usage_perc": 0.6,
-    }
-    assert all(metric.labels == {"model": "m", "version": "1"} for metric in shown.values())
+    def stats(self) -> EngineStats:
+        self.num_readings += 1
+        if self.num_readings == 2:
+            self.was_read_twice.set()
+        return EngineStats(histograms=self.recorder.snapshot(), **self.scalars)
 
 
-def test_only_the_reporters_thread_touches_metrics_and_they_end_with_it(metric_families: list[Any]) -> None:
-    done = threading.Event()
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
 
-    def stats() -> EngineStats:
-        done.set()
-        return EngineStats(num_requests_running=1)
 
-    reporter = MetricsReporter(stats, {})
-    assert done.wait(WAIT_S)
+@pytest.fixture
+def page(engine: Engine, metric_families: list[Any]) -> Iterator[Page]:
+    page = Page()
+    page.create(engine.stats(), LABELS)
+    yield page
+    page.clear()
+
+
+def values(families: list[Any], name: str, **labels: str) -> list[float]:
+    """What one line of the page was told."""
+    (found,) = [
+        metric
+        for family in families
+        for metric in family.metrics
+        if family.name == name and metric.labels == LABELS | labels
+    ]
+    return list(found.values)
+
+
+def in_buckets(values: list[float], bounds: tuple[float, ...]) -> list[int]:
+    counts = [0] * (len(bounds) + 1)
+    for value in values:
+        counts[bisect_left(bounds, value)] += 1
+    return counts
+
+
+def test_every_row_of_the_table_is_on_the_page(page: Page, metric_families: list[Any]) -> None:
+    assert [(family.name, family.kind) for family in metric_families] == [(m.name, m.kind.value) for m in METRICS]
+    assert all(metric.labels.items() >= LABELS.items() for family in metric_families for metric in family.metrics)
+
+
+def test_gauges_are_set_when_they_change(engine: Engine, page: Page, metric_families: list[Any]) -> None:
+    for running in (3, 3, 0):
+        engine.scalars = {"num_requests_running": running, "num_blocks": 10, "num_free_blocks": 4, "block_size": 16}
+        assert page.report(engine.stats())
+    assert values(metric_families, "vllm:num_requests_running") == [3, 0]
+    assert values(metric_families, "vllm:gpu_cache_usage_perc") == [0.6]
+    blocks = "nv_trt_llm_kv_cache_block_metrics"
+    shown = {t: values(metric_families, blocks, kv_cache_block_type=t) for t in ("tokens_per", "used", "max")}
+    assert shown == {"tokens_per": [16], "used": [6], "max": [10]}
+
+
+def test_counters_are_told_by_how_much_they_grew(engine: Engine, page: Page, metric_families: list[Any]) -> None:
+    for tokens, ends in [(5, {"stop": 1}), (5, {"stop": 1}), (12, {"stop": 1, "deadline": 2, "cancelled": 1})]:
+        engine.scalars = {"generation_tokens_total": tokens, "finished_total": ends}
+        page.report(engine.stats())
+    assert values(metric_families, "vllm:generation_tokens_total") == [5, 7]
+    success = {r: values(metric_families, "vllm:request_success_total", finished_reason=r) for r in ("stop", "abort")}
+    assert success == {"stop": [1], "abort": [3]}
+    assert values(metric_families, "octavo:request_finished_total", finished_reason="deadline") == [2]
+
+
+def test_a_histogram_gets_the_exact_count_and_sum_in_each_bucket(
+    engine: Engine, page: Page, metric_families: list[Any]
+) -> None:
+    observed = [0.1, 0.1, 0.1, 0.007, 0.009, 3.0, 700.0, 0.0]
+    engine.recorder.observe(Observations(time_to_first_token_s=observed[:5]))
+    page.report(engine.stats())
+    engine.recorder.observe(Observations(time_to_first_token_s=observed[5:]))
+    page.report(engine.stats())
+    page.report(engine.stats())
+    told = values(metric_families, TTFT)
+    (metric,) = [metric for metric in METRICS if metric.name == TTFT]
+    bounds = metric.read(engine.stats()).bounds
+    assert in_buckets(told, bounds) == in_buckets(observed, bounds)
+    assert sum(told) == pytest.approx(sum(observed))
+
+
+def test_what_the_budget_leaves_over_is_told_later_and_nobody_is_starved(
+    engine: Engine, page: Page, metric_families: list[Any]
+) -> None:
+    gaps = [0.004] * 50 + [0.012] * 50
+    engine.recorder.observe(Observations(time_per_output_token_s=gaps, e2e_s=[0.5]))
+    names = ("vllm:time_per_output_token_seconds", "octavo:time_per_output_token_seconds")
+    counts = []
+    while not page.report(engine.stats(), budget=30):
+        assert len(counts) < 20
+        counts.append([len(values(metric_families, name)) for name in names])
+    assert max(abs(coarse - fine) for coarse, fine in counts) <= 30
+    for name in names:
+        assert len(values(metric_families, name)) == 100
+        assert sum(values(metric_families, name)) == pytest.approx(sum(gaps))
+    assert len(values(metric_families, "vllm:e2e_request_latency_seconds")) == 1
+
+
+def test_a_budget_that_is_too_small_is_shared_by_fast_and_slow(
+    engine: Engine, page: Page, metric_families: list[Any]
+) -> None:
+    engine.recorder.observe(Observations(time_per_output_token_s=[0.004] * 900 + [0.012] * 99 + [2.0]))
+    page.report(engine.stats(), budget=100)
+    told = values(metric_families, "vllm:time_per_output_token_seconds")
+    assert [round(value, 9) for value in told] == [2.0] + [0.012] * 10 + [0.004] * 89
+
+
+def test_a_server_without_histograms_gets_the_rest(
+    engine: Engine, metric_families: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(sys.modules["triton_python_backend_utils"].MetricFamily, "HISTOGRAM")
+    page = Page()
+    page.create(engine.stats(), LABELS)
+    assert page.report(engine.stats())
+    assert {family.kind for family in metric_families} == {"counter", "gauge"}
+    assert caplog.messages == ["this Triton server knows no histograms: times are not reported"]
+    page.clear()
+
+
+def test_metrics_that_the_server_has_switched_off_are_one_line_in_the_log(
+    engine: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utils = sys.modules["triton_python_backend_utils"]
+
+    def refuse(**arguments: Any) -> None:
+        raise utils.TritonModelException("metrics are disabled")
+
+    monkeypatch.setattr(utils.MetricFamily, "__init__", lambda self, **arguments: refuse())
+    MetricsReporter(engine.stats, LABELS).close()
+    assert [record.message for record in caplog.records] == ["[vllm] Metrics not supported (metrics are disabled)"]
+
+
+def test_only_the_reporters_thread_touches_metrics_and_they_end_with_it(
+    engine: Engine, metric_families: list[Any]
+) -> None:
+    engine.recorder.observe(Observations(time_per_output_token_s=[0.1]))
+    engine.scalars = {"num_requests_running": 1, "steps_total": 1}
+    reporter = MetricsReporter(engine.stats, LABELS)
+    assert engine.was_read_twice.wait(WAIT_S)
     assert metric_families[-1].reported.wait(WAIT_S)
     metrics = [metric for family in metric_families for metric in family.metrics]
     assert all(len(metric.threads) == 1 and threading.get_ident() not in metric.threads for metric in metrics)
@@ -50,12 +178,43 @@ def test_only_the_reporters_thread_touches_metrics_and_they_end_with_it(metric_f
     del metrics
     reporter.close()
     gc.collect()
-    assert [ref() for ref in kept] == [None] * len(GAUGES)
+    assert [ref() for ref in kept] == [None] * len(kept)
 
 
-def test_stats_that_break_end_the_reporting_and_nothing_else(metric_families: list[Any]) -> None:
+def test_closing_reports_what_is_left(engine: Engine, metric_families: list[Any]) -> None:
+    reporter = MetricsReporter(engine.stats, LABELS)
+    assert engine.was_read_twice.wait(WAIT_S)
+    engine.recorder.observe(Observations(time_per_output_token_s=[0.02] * 5000))
+    reporter.close()
+    assert len(values(metric_families, "octavo:time_per_output_token_seconds")) == 5000
+
+
+def test_a_round_that_left_something_over_is_followed_by_a_rest_of_four_times_its_length(
+    engine: Engine, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 0.02, 1.0, 2.0])
+    waits: list[float] = []
+
+    class Closing(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            return len(waits) == 2
+
+    monkeypatch.setattr("octavo_triton.metrics.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("octavo_triton.metrics.LAST_ROUNDS_S", 0)
+    reporter = MetricsReporter.__new__(MetricsReporter)
+    reporter._stats, reporter._closing = engine.stats, Closing()
+    engine.recorder.observe(Observations(time_per_output_token_s=[0.02] * 5000))
+    reporter._report_until_closed(page)
+    assert waits == [0, pytest.approx(0.08)]
+
+
+def test_stats_that_break_end_the_reporting_and_nothing_else(
+    metric_families: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
     def stats() -> EngineStats:
         raise RuntimeError("engine gone")
 
     MetricsReporter(stats, {}).close()
-    assert len(metric_families) == len(GAUGES)
+    assert not metric_families
+    assert "metrics are no longer reported" in caplog.text
