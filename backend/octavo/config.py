@@ -7,12 +7,15 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from octavo.checkpoint import Checkpoint
-from octavo.errors import InvalidRequest, ModelLoadError
+from octavo.errors import InvalidRequest, ModelLoadError, shorten
+from octavo.hub_cache import Origin, locate
 from octavo.parsing import parse_bool, parse_float, parse_int, parse_mapping, parse_text
+from octavo.vllm_arguments import NOT_YET, WITHOUT_MEANING, asks_for_nothing
 
 logger = logging.getLogger(__name__)
 
@@ -67,27 +70,21 @@ class EngineConfig:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, object], folder: Path | None = None) -> EngineConfig:
-        """Reads engine arguments written for us or for vLLM.
+        """Reads engine arguments written for us or for vLLM; null stands for the default.
 
-        A relative `model` or `tokenizer` is relative to `folder`. An argument of vLLM's that means nothing here is
-        accepted with one warning. Raises ModelLoadError that names an unknown key or a bad value.
+        `model` and `tokenizer` may be relative to `folder`, or Hugging Face ids (with `revision` and
+        `tokenizer_revision`) in the local cache or `download_dir`. What of vLLM's means nothing here is accepted with
+        one warning for all of it. Raises ModelLoadError that names an unknown key or a bad value.
         """
-        known: dict[str, Any] = {}
-        for name, value in mapping.items():
-            if name in _PARSERS:
-                known[name] = value
-            elif name in _WITHOUT_MEANING or _asks_for_nothing(name, value):
-                logger.warning("engine argument %s has no meaning here and is ignored", name)
-            elif name in _NOT_YET:
-                raise ModelLoadError(f"engine argument {name}: {value!r} is not supported yet; leave it out")
-            else:
-                raise ModelLoadError(f"unknown engine argument {name!r}; known are {', '.join(_PARSERS)}")
-        for name in ("model", "tokenizer"):
-            path = known.get(name)
-            if isinstance(path, str) and folder is not None and not os.path.isabs(path):
-                known[name] = str((folder / path).resolve())
+        known: dict[str, Any] = {name: value for name, value in mapping.items() if name in _PARSERS}
+        _check_others(mapping)
         try:
-            return cls(**known)
+            where = {name: parse_text(name, mapping[name]) for name in _WHERE if mapping.get(name) is not None}
+            for name, revision in (("model", "revision"), ("tokenizer", "tokenizer_revision")):
+                if known.get(name) is not None:
+                    origin = Origin(folder, where.get("download_dir"), where.get(revision))
+                    known[name] = locate(parse_text(name, known[name]), origin)
+            return cls(**{name: value for name, value in known.items() if value is not None})
         except InvalidRequest as error:
             raise ModelLoadError(f"engine argument {error}") from None
 
@@ -104,20 +101,41 @@ class EngineConfig:
         return cls.from_mapping(mapping, folder=file.parent)
 
 
-def _asks_for_nothing(name: str, value: object) -> bool:
-    """Whether a feature that is not there yet was only switched off, as complete model.json files do."""
-    return name in _NOT_YET and (value in (None, False, 0, 1, "", "auto") or value == {} or value == [])
+def _check_others(mapping: Mapping[str, object]) -> None:
+    """Accepts vLLM's arguments that EngineConfig has no field for, or raises ModelLoadError that names one."""
+    ignored = []
+    for name, value in mapping.items():
+        if name in WITHOUT_MEANING:
+            ignored.append(name)
+        elif name in NOT_YET:
+            if not asks_for_nothing(name, value):
+                raise ModelLoadError(f"engine argument {name}: {shorten(value)} is not supported yet; leave it out")
+        elif name not in _PARSERS and name not in _WHERE:
+            near = get_close_matches(name, [*_PARSERS, *_WHERE, *NOT_YET, *WITHOUT_MEANING], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_PARSERS)}"
+            raise ModelLoadError(f"unknown engine argument {name!r}; {hint}")
+    if ignored:
+        logger.warning("engine arguments that have no meaning here are ignored: %s", ", ".join(ignored))
 
 
 def _choice(allowed: tuple[str, ...]) -> Callable[[str, object], str]:
     def parse(name: str, value: object) -> str:
         aliases = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-        text = aliases.get(str(value), str(value))
+        text = str(value).removeprefix("torch.")
+        text = aliases.get(text, text)
         if text not in allowed:
             raise InvalidRequest(name, value, "one of " + ", ".join(allowed))
         return text
 
     return parse
+
+
+def _device(name: str, value: object) -> str:
+    """One of DEVICES, or one device of several: "cuda:1"."""
+    kind, colon, index = str(value).partition(":")
+    if kind not in DEVICES or (colon and not (kind == "cuda" and index.isdecimal() and index.isascii())):
+        raise InvalidRequest(name, value, f"one of {', '.join(DEVICES)}, cuda:N")
+    return f"cuda:{int(index)}" if colon else kind
 
 
 def _block_size(name: str, value: object) -> int:
@@ -129,6 +147,11 @@ def _block_size(name: str, value: object) -> int:
 
 def _count(low: int = 1) -> Callable[[str, object], int]:
     return lambda name, value: parse_int(name, value, low)
+
+
+def _first_text(name: str, value: object) -> str:
+    """vLLM takes several names for one model, and answers by the first."""
+    return parse_text(name, value[0] if isinstance(value, list) and value else value)
 
 
 def _fraction(name: str, value: object) -> float:
@@ -143,19 +166,19 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "model": parse_text,
     "tokenizer": parse_text,
     "dtype": _choice(DTYPES),
-    "device": _choice(DEVICES),
+    "device": _device,
     "seed": parse_int,
     "max_model_len": _count(),
     "block_size": _block_size,
     "max_num_seqs": _count(),
     "max_num_batched_tokens": _count(),
-    "long_prefill_token_threshold": _count(),
+    "long_prefill_token_threshold": _count(0),
     "enable_prefix_caching": parse_bool,
     "kv_cache_memory_bytes": _count(),
     "num_gpu_blocks_override": _count(2),
     "gpu_memory_utilization": _fraction,
     "num_threads": _count(),
-    "served_model_name": parse_text,
+    "served_model_name": _first_text,
     "disable_log_stats": parse_bool,
     "max_waiting": _count(0),
     "executor": parse_text,
@@ -165,30 +188,9 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "max_restarts": _count(0),
     "restart_window_s": _seconds,
 }
+# They tell where `model` and `tokenizer` lie.
+_WHERE = ("revision", "tokenizer_revision", "download_dir")
 _OPTIONAL = {field.name: field.default is None for field in fields(EngineConfig)}
-
-# Arguments of vLLM's that change nothing for a caller here: there is nothing to switch.
-_WITHOUT_MEANING = frozenset(
-    {
-        "trust_remote_code", "swap_space", "enforce_eager", "disable_log_requests", "enable_log_requests",
-        "load_format",
-        "tokenizer_mode", "skip_tokenizer_init", "max_seq_len_to_capture", "enable_chunked_prefill", "worker_use_ray",
-        "distributed_executor_backend", "max_parallel_loading_workers", "cpu_offload_gb", "use_v2_block_manager",
-        "disable_custom_all_reduce", "max_logprobs", "revision", "download_dir", "scheduling_policy",
-        "async_scheduling",
-        "generation_config", "compilation_config", "preemption_mode", "engine_use_ray", "num_lookahead_slots",
-        "disable_sliding_window", "disable_async_output_proc", "max_num_partial_prefills", "max_long_partial_prefills",
-    }
-)  # fmt: skip
-# Features that change what is computed: accepting them silently would serve something else than was asked for.
-_NOT_YET = frozenset(
-    {
-        "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "quantization", "kv_cache_dtype",
-        "enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "lora_modules", "speculative_config",
-        "hf_overrides",
-        "rope_scaling", "rope_theta", "runner", "task", "override_generation_config", "limit_mm_per_prompt",
-    }
-)  # fmt: skip
 
 
 def resolve(config: EngineConfig, checkpoint: Checkpoint) -> EngineConfig:
@@ -196,7 +198,7 @@ def resolve(config: EngineConfig, checkpoint: Checkpoint) -> EngineConfig:
 
     Raises ModelLoadError when a setting asks for more than the model has.
     """
-    on_gpu = config.device == "cuda"
+    on_gpu = config.device.startswith("cuda")
     context = checkpoint.max_position_embeddings
     max_model_len = config.max_model_len or context
     if max_model_len > context:

@@ -127,10 +127,11 @@ def serve(connection: Connection[ToEngine]) -> int:
     engine = load(start.config, connection)
     if engine is None:
         return 1
-    connection.send(Ready(engine.num_blocks, engine.config))
     # What loading left behind stays for good: the collector need not walk it in the middle of a step.
     gc.collect()
     gc.freeze()
+    # Last of all: who hears it may send the first request at once.
+    connection.send(Ready(engine.num_blocks, engine.config))
     EngineServer(engine, connection).run()
     engine.shutdown()
     return 0

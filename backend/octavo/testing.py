@@ -7,9 +7,8 @@ was not written for that very prefix is an error, so scheduling mistakes cannot 
 from __future__ import annotations
 
 import json
-import os
 import struct
-import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from octavo.outputs import PositionLogprobs, TokenLogprob
 
 FAKE_EOS = 256
 FAKE_VOCAB_SIZE = 258
+PACED_STEP_S = 0.004
 _MASK = (1 << 64) - 1
 
 
@@ -137,50 +137,25 @@ def _certain(token_id: int) -> PositionLogprobs:
     return [TokenLogprob(token_id, 0.0, 1)]
 
 
-class FaultyModelRunner(FakeModelRunner):
-    """A FakeModelRunner that hangs or exits at a given step, for tests of the supervision."""
+def create_fake_executor(config: EngineConfig, checkpoint: Checkpoint, on_progress: OnProgress) -> FakeModelRunner:
+    """The factory to name in `EngineConfig.executor`: "octavo.testing:create_fake_executor"."""
+    on_progress("loading weights", 1.0)
+    return FakeModelRunner(config.num_gpu_blocks_override or 4096, config.block_size)
 
-    def __init__(self, num_blocks: int, block_size: int, fault: str) -> None:
-        super().__init__(num_blocks, block_size)
-        settings = dict(part.split("=", 1) for part in fault.split(","))
-        self._hang_at = int(settings.get("hang_at_step", 0))
-        self._exit_at = int(settings.get("exit_at_step", 0))
-        self._marker = Path(settings["once"]) if "once" in settings else None
-        self._while = Path(settings["while"]) if "while" in settings else None
+
+class PacedModelRunner(FakeModelRunner):
+    """A FakeModelRunner as slow as a small model, so that a test can act in the middle of a stream."""
 
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
-        """Like the fake's, but for the one step that the fault names."""
-        output = super().execute(step)
-        if self.num_steps in (self._hang_at, self._exit_at) and self._is_due():
-            if self.num_steps == self._exit_at:
-                os._exit(23)
-            threading.Event().wait()
-        return output
-
-    def _is_due(self) -> bool:
-        if self._while is not None:
-            return self._while.exists()
-        if self._marker is None:
-            return True
-        try:
-            self._marker.touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
+        """Like the fake's, a little later."""
+        time.sleep(PACED_STEP_S)
+        return super().execute(step)
 
 
-def create_fake_executor(config: EngineConfig, checkpoint: Checkpoint, on_progress: OnProgress) -> FakeModelRunner:
-    """The factory to name in `EngineConfig.executor`: "octavo.testing:create_fake_executor".
-
-    Faults: OCTAVO_FAULT="hang_at_step=20" (or exit_at_step), obeyed only beside OCTAVO_ALLOW_FAULTS=1; with
-    ",once=FILE" only until FILE exists (the fault makes it), with ",while=FILE" only while it does.
-    """
+def create_paced_executor(config: EngineConfig, checkpoint: Checkpoint, on_progress: OnProgress) -> PacedModelRunner:
+    """Like `create_fake_executor`; each step takes PACED_STEP_S."""
     on_progress("loading weights", 1.0)
-    num_blocks = config.num_gpu_blocks_override or 4096
-    fault = os.environ.get("OCTAVO_FAULT")
-    if fault and os.environ.get("OCTAVO_ALLOW_FAULTS") == "1":
-        return FaultyModelRunner(num_blocks, config.block_size, fault)
-    return FakeModelRunner(num_blocks, config.block_size)
+    return PacedModelRunner(config.num_gpu_blocks_override or 4096, config.block_size)
 
 
 def make_fake_model(folder: Path, max_position_embeddings: int = 1024) -> Path:

@@ -46,8 +46,8 @@ def create_executor(
 
 
 def _device(config: EngineConfig) -> torch.device:
-    if config.device == "cuda":
-        raise ModelLoadError("device: 'cuda' is not supported yet; use 'cpu' or 'auto'")
+    if config.device.startswith("cuda"):
+        raise ModelLoadError(f"device: {config.device!r} is not supported yet; use 'cpu' or 'auto'")
     return torch.device("cpu")
 
 
