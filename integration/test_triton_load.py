@@ -1,4 +1,4 @@
-"""Many clients at once: everybody gets exactly their own text, nothing leaks, memory stays flat."""
+"""Many clients at once: everybody gets exactly their own text, whoever else goes away."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ PROMPTS = (
 )
 NUM_STREAMS = 64
 MAX_TOKENS = (4, 40)
-# What allocators, caches and log buffers may still grow by after the first requests, in bytes.
-SLACK_BYTES = 32 << 20
 
 
 @pytest.fixture(scope="module")
@@ -77,44 +75,3 @@ def test_128_streams_with_random_cancels_all_end_right(triton_server: TritonServ
             assert texts[prompt].startswith(text)
             assert text or leave_after is not None
     clients.wait_until(lambda: clients.is_idle(triton_server), 10)
-
-
-def serve_many(server: TritonServer, num_requests: int, texts: dict[str, str]) -> None:
-    """`num_requests` short requests by all ways in, 32 at a time."""
-    choose = random.Random(num_requests)
-
-    def one(number: int) -> None:
-        prompt = PROMPTS[number % len(PROMPTS)]
-        text = WAYS[number % len(WAYS)](server, prompt, lengths[number], None)
-        assert text
-        assert texts[prompt].startswith(text)
-
-    lengths = [choose.randint(1, 8) for _ in range(num_requests)]
-    with ThreadPoolExecutor(32) as pool:
-        list(pool.map(one, range(num_requests)))
-
-
-def memory(server: TritonServer) -> dict[str, int]:
-    """Resident bytes of each process."""
-    return {name: sum(p.memory_info().rss for p in found) for name, found in clients.processes(server).items()}
-
-
-def check_flat_memory(server: TritonServer, num_requests: int, texts: dict[str, str]) -> None:
-    serve_many(server, 100, texts)
-    before = memory(server)
-    serve_many(server, num_requests, texts)
-    after = memory(server)
-    assert min(before.values()) > 0
-    grown = {name: after[name] - before[name] for name in before}
-    assert max(grown.values()) < SLACK_BYTES, grown
-    clients.wait_until(lambda: clients.is_idle(server), 10)
-
-
-@pytest.mark.slow
-def test_memory_stays_flat_over_200_requests(triton_server: TritonServer, texts: dict[str, str]) -> None:
-    check_flat_memory(triton_server, 200, texts)
-
-
-@pytest.mark.soak
-def test_memory_stays_flat_over_2000_requests(triton_server: TritonServer, texts: dict[str, str]) -> None:
-    check_flat_memory(triton_server, 2000, texts)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import queue
+import re
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -22,11 +23,13 @@ WAIT_S = 60
 GREEDY = {"temperature": 0}
 
 
-def post(server: TritonServer, path: str, body: object) -> tuple[int, dict[str, Any]]:
+def post(
+    server: TritonServer, path: str, body: object, headers: Mapping[str, str] | None = None
+) -> tuple[int, dict[str, Any]]:
     """Posts JSON, or bytes as they are; the status and the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.options.http_port, timeout=WAIT_S)
     try:
-        connection.request("POST", path, body if isinstance(body, bytes) else json.dumps(body))
+        connection.request("POST", path, body if isinstance(body, bytes) else json.dumps(body), dict(headers or {}))
         response = connection.getresponse()
         return response.status, json.loads(response.read() or b"{}")
     finally:
@@ -47,11 +50,13 @@ def text_of(server: TritonServer, prompt: str, **parameters: Any) -> str:
 
 
 @contextmanager
-def http_stream(server: TritonServer, body: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
+def http_stream(
+    server: TritonServer, body: dict[str, Any], model: str = "smollm2"
+) -> Iterator[Iterator[dict[str, Any]]]:
     """Posts to /generate_stream; the events as they come. Leaving the block closes the connection."""
     connection = http.client.HTTPConnection("127.0.0.1", server.options.http_port, timeout=WAIT_S)
     try:
-        connection.request("POST", "/v2/models/smollm2/generate_stream", json.dumps({"stream": True} | body))
+        connection.request("POST", f"/v2/models/{model}/generate_stream", json.dumps({"stream": True} | body))
         # The response keeps the socket open beyond its connection's end.
         with connection.getresponse() as response:
             yield (json.loads(line[6:]) for line in response if line.startswith(b"data: "))
@@ -109,6 +114,10 @@ class GrpcStream:
         self._client.stop_stream(cancel_requests=True)
         self._client.close()
 
+    def vanish(self) -> None:
+        """Closes the connection without a word, as a client does that is killed."""
+        self._client._channel.close()
+
     def close(self) -> None:
         """Closes the stream of a request that has ended."""
         self._client.stop_stream()
@@ -126,20 +135,19 @@ def grpc_text(server: TritonServer, prompt: str, stream: bool = True, **paramete
 
 def request_tensors(text: str | bytes, parameters: dict[str, Any], **inputs: bool) -> list[grpcclient.InferInput]:
     """The inputs of a request: the prompt, its sampling parameters, and flags by name."""
-    tensors = [_bytes_tensor("text_input", text), _bytes_tensor("sampling_parameters", json.dumps(parameters))]
-    return tensors + [_bool_tensor(name, value) for name, value in inputs.items()]
+    given = {"text_input": text, "sampling_parameters": json.dumps(parameters)}
+    return tensors_of(grpcclient, given | inputs)
 
 
-def _bytes_tensor(name: str, value: str | bytes) -> grpcclient.InferInput:
-    tensor = grpcclient.InferInput(name, [1], "BYTES")
-    tensor.set_data_from_numpy(np.array([value.encode() if isinstance(value, str) else value], dtype=np.object_))
-    return tensor
-
-
-def _bool_tensor(name: str, value: bool) -> grpcclient.InferInput:
-    tensor = grpcclient.InferInput(name, [1], "BOOL")
-    tensor.set_data_from_numpy(np.array([value]))
-    return tensor
+def tensors_of(client_module: Any, inputs: Mapping[str, str | bytes | bool]) -> list[Any]:
+    """Inputs by name as one of tritonclient's modules (http, grpc) wants them."""
+    tensors = []
+    for name, value in inputs.items():
+        tensor = client_module.InferInput(name, [1], "BOOL" if isinstance(value, bool) else "BYTES")
+        element = value.encode() if isinstance(value, str) else value
+        tensor.set_data_from_numpy(np.array([element], dtype=bool if isinstance(value, bool) else np.object_))
+        tensors.append(tensor)
+    return tensors
 
 
 def gauge(server: TritonServer, name: str) -> float:
@@ -149,6 +157,22 @@ def gauge(server: TritonServer, name: str) -> float:
             if line.startswith(name + "{"):
                 return float(line.rsplit(" ", 1)[1])
     raise AssertionError(f"{name} is not on {server.metrics_url}")
+
+
+def metric_lines(server: TritonServer) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Every line of the metrics page: name, labels, value."""
+    with urllib.request.urlopen(server.metrics_url, timeout=WAIT_S) as page:
+        for line in page.read().decode().splitlines():
+            if not line.startswith("#"):
+                series, value = line.rsplit(" ", 1)
+                yield series.split("{")[0], dict(re.findall(r'(\w+)="(.*?)"', series)), float(value)
+
+
+def metric_types(server: TritonServer) -> dict[str, str]:
+    """Each metric's type, as the metrics page declares it."""
+    with urllib.request.urlopen(server.metrics_url, timeout=WAIT_S) as page:
+        lines = page.read().decode().splitlines()
+    return {line.split()[2]: line.split()[3] for line in lines if line.startswith("# TYPE ")}
 
 
 def is_idle(server: TritonServer) -> bool:

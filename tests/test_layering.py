@@ -17,7 +17,10 @@ PACKAGE = REPOSITORY / "backend/octavo"
 TRITON_HOST = REPOSITORY / "backend/octavo_triton"
 KSERVE_HOST = REPOSITORY / "kserve/octavo_kserve"
 
-BASE = {"errors", "parsing", "sampling_params", "request", "outputs", "stats", "checkpoint", "config"}
+BASE = {
+    "errors", "parsing", "prompt", "sampling_params", "request", "outputs", "stats", "metrics", "hub_cache",
+    "checkpoint", "vllm_arguments", "config",
+}  # fmt: skip
 
 # Module or package of octavo -> what of octavo it may import. A package's name stands for all of its modules.
 LAYERS: dict[str, set[str]] = {
@@ -31,20 +34,23 @@ LAYERS: dict[str, set[str]] = {
     "layers": {"kernels", "layers"},
     "models": {"checkpoint", "errors", "layers", "models"},
     "runner": BASE | {"core.step", "kernels", "models", "runner"},
-    "engine": BASE | {"core"},
+    "faults": BASE | {"core.step"},
+    "engine": BASE | {"core", "faults"},
     "testing": BASE | {"core.step", "engine"},
     "engine_process": BASE | {"wire", "engine"},
     "request_stream": BASE,
-    "front_stats": BASE,
+    "recorder": BASE,
+    "request_times": BASE,
+    "front_stats": BASE | {"recorder"},
     "deadlines": set(),
     "inbox": set(),
     "supervisor": BASE | {"wire"},
     "admission": BASE | {"text"},
-    "live_request": BASE | {"text", "request_stream"},
+    "live_request": BASE | {"text", "request_stream", "request_times"},
     "live_table": BASE | {"front_stats", "live_request"},
     "front_loop": BASE | {"deadlines", "inbox", "live_request", "live_table", "supervisor", "wire"},
     "async_engine": BASE | {"text", "admission", "front_loop", "live_request", "live_table", "request_stream"},
-    "llm": BASE | {"text", "engine", "admission", "live_request", "progress", "request_stream"},
+    "llm": BASE | {"text", "engine", "admission", "live_request", "progress", "recorder", "request_stream"},
     "bench": BASE | {"engine", "workloads"},
     "cli": BASE | {"llm", "bench", "workloads", "progress"},
     "": BASE | {"llm", "async_engine", "request_stream"},

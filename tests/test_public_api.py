@@ -12,9 +12,10 @@ import octavo
 from octavo import errors
 
 PUBLIC_NAMES = """
-AsyncEngine CompletionOutput DeadlineExceeded EngineConfig EngineDead EngineError EngineStats FinishReason
-InvalidRequest LLM Logprob ModelLoadError OctavoError Overloaded PromptTooLong RequestCancelled RequestError
-RequestFailed RequestOutput RequestStream SamplingParams Usage default_model
+AsyncEngine ChatPrompt CompletionOutput DeadlineExceeded EngineConfig EngineDead EngineError EngineStats FinishReason
+Histogram HistogramMetric InvalidRequest LLM Logprob METRICS Metric MetricKind ModelLoadError OctavoError Overloaded
+PromptTooLong RequestCancelled RequestError RequestFailed RequestOutput RequestStream SamplingParams Timing Usage
+default_model parse_int parse_json
 """
 
 FIELDS = {

@@ -20,16 +20,21 @@ from octavo.errors import (
     RequestFailed,
 )
 from octavo.llm import LLM
-from octavo.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput, Usage
+from octavo.metrics import METRICS, HistogramMetric, Metric, MetricKind
+from octavo.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput, Timing, Usage
+from octavo.parsing import parse_int, parse_json
+from octavo.prompt import ChatPrompt
 from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
-from octavo.stats import EngineStats
+from octavo.stats import EngineStats, Histogram
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "METRICS",
     "AsyncEngine",
+    "ChatPrompt",
     "CompletionOutput",
     "DeadlineExceeded",
     "EngineConfig",
@@ -37,8 +42,12 @@ __all__ = [
     "EngineError",
     "EngineStats",
     "FinishReason",
+    "Histogram",
+    "HistogramMetric",
     "InvalidRequest",
     "Logprob",
+    "Metric",
+    "MetricKind",
     "ModelLoadError",
     "OctavoError",
     "Overloaded",
@@ -49,6 +58,9 @@ __all__ = [
     "RequestOutput",
     "RequestStream",
     "SamplingParams",
+    "Timing",
     "Usage",
     "default_model",
+    "parse_int",
+    "parse_json",
 ]

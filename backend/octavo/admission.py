@@ -14,13 +14,11 @@ from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
 from octavo.errors import InvalidRequest, PromptTooLong
 from octavo.parsing import parse_int, parse_text
+from octavo.prompt import ChatPrompt, Prompt
 from octavo.request import EngineRequest
 from octavo.sampling_params import SamplingParams
 from octavo.text.chat import render_chat
 from octavo.text.tokenizer import Tokenizer, bad_words_token_ids
-
-# A text, token ids, or chat messages.
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 _SEED_BITS = 63
 # A candidate costs about a microsecond of the step loop and half a kilobyte on its way: more would stop everybody.
@@ -83,13 +81,14 @@ class Admission:
         return request, text
 
     def _read_prompt(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+            prompt = ChatPrompt(prompt)  # type: ignore[arg-type]  # told apart by what it holds
         if isinstance(prompt, str):
             text = parse_text("prompt", prompt)
             self._check_length(text, params)
             token_ids = self._tokenizer.encode(text)
-        elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
-            rendered = render_chat(self._tokenizer.chat_template, prompt, self._tokenizer.special_tokens)
-            text = parse_text("messages", rendered)
+        elif isinstance(prompt, ChatPrompt):
+            text = parse_text("messages", self._render(prompt))
             self._check_length(text, params)
             token_ids = self._tokenizer.encode(text, add_special_tokens=False)
         elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
@@ -104,6 +103,16 @@ class Admission:
                 "prompt", prompt, f"text without token {max(token_ids)}, which the model does not have"
             )
         return text, token_ids
+
+    def _render(self, prompt: ChatPrompt) -> str:
+        return render_chat(
+            self._tokenizer.chat_template,
+            prompt.messages,
+            self._tokenizer.special_tokens,
+            tools=prompt.tools,
+            add_generation_prompt=prompt.add_generation_prompt,
+            template_kwargs=prompt.template_kwargs,
+        )
 
     def _check_length(self, text: str, params: SamplingParams) -> None:
         """Refuses a text that is far too long by its beginning: tokenising megabytes would make everybody wait."""

@@ -19,14 +19,26 @@ from octavo.outputs import (
 )
 from octavo.request import EngineRequest
 from octavo.request_stream import RequestStream
+from octavo.request_times import RequestTimes
+from octavo.stats import Observations
 from octavo.text.detokenizer import Detokenizer
+from octavo.text.spelling import Spelling
 from octavo.text.tokenizer import Tokenizer
 
 
 class Completion:
     """One of the n completions: its text state, and every token that the engine has sent for it."""
 
-    __slots__ = ("_detokenizer", "_tokenizer", "cumulative_logprob", "finished", "index", "params", "token_ids")
+    __slots__ = (
+        "_detokenizer",
+        "_spelling",
+        "_tokenizer",
+        "cumulative_logprob",
+        "finished",
+        "index",
+        "params",
+        "token_ids",
+    )
 
     def __init__(self, tokenizer: Tokenizer, request: EngineRequest, index: int) -> None:
         self.index = index
@@ -36,6 +48,7 @@ class Completion:
         self.finished = False
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, request.prompt_token_ids, request.params)
+        self._spelling = Spelling()
 
     def push(self, new: EngineOutput) -> CompletionOutput:
         """What the engine's output means to the reader; a stop string may end it where the engine did not."""
@@ -50,8 +63,9 @@ class Completion:
             count, reason, stop_reason = delta.num_tokens, FinishReason.STOP, delta.stop
         self.finished = reason is not None
         logprobs = None
-        if new.logprobs is not None and self.params.logprobs is not None:
-            logprobs = self._logprobs(new.logprobs[:count], [*delta.pieces, ""])
+        if self.params.logprobs is not None:
+            positions = self._logprobs((new.logprobs or [])[:count], [*delta.pieces, ""])
+            logprobs = self._spelling.push(positions, delta.text, self.finished)
         return CompletionOutput(
             index=self.index,
             text=delta.text,
@@ -95,14 +109,24 @@ class LiveRequest:
         "request_id",
         "sent_to",
         "stream",
+        "times",
     )
 
-    def __init__(self, tokenizer: Tokenizer, request: EngineRequest, prompt: str | None, stream: RequestStream) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        request: EngineRequest,
+        prompt: str | None,
+        stream: RequestStream,
+        arrived_at: float,
+    ) -> None:
+        """`arrived_at` in monotonic seconds."""
         self.request = request
         self.request_id = stream.request_id
         self.prompt = prompt
         self.stream = stream
         self.children = [Completion(tokenizer, request, index) for index in range(request.params.n)]
+        self.times = RequestTimes(request, arrived_at)
         self.deadline: float | None = None
         self.fresh: RequestOutput | None = None
         self.num_deaths = 0
@@ -121,8 +145,11 @@ class LiveRequest:
         """The completions that have not ended."""
         return (child for child in self.children if not child.finished)
 
-    def push(self, new: EngineOutput) -> CompletionOutput | None:
-        """Takes what a step brought for one completion into `fresh`; None for one that had ended already."""
+    def push(self, new: EngineOutput, now: float, seen: Observations) -> CompletionOutput | None:
+        """Takes what a step brought for one completion into `fresh`; None for one that had ended already.
+
+        `now` is in monotonic seconds.
+        """
         child = self.children[new.index]
         if child.finished:
             return None
@@ -131,6 +158,10 @@ class LiveRequest:
         self._num_output_tokens += len(output.token_ids)
         if self._num_cached_tokens is None:
             self._num_cached_tokens = new.num_cached_tokens
+        if output.token_ids:
+            self.times.see_tokens(new, len(output.token_ids), now, seen)
+        if child.finished:
+            self._see_end_of([child], now, seen)
         fresh = self._output([output])
         if new.prompt_logprobs is not None:
             fresh.prompt_logprobs = self._prompt_logprobs(new.prompt_logprobs)
@@ -139,6 +170,13 @@ class LiveRequest:
         else:
             self.fresh.extend(fresh)
         return output
+
+    def fail(self, now: float, seen: Observations) -> None:
+        """The request has ended by an error: so have the completions that had not."""
+        unfinished = list(self.unfinished)
+        for child in unfinished:
+            child.finished = True
+        self._see_end_of(unfinished, now, seen)
 
     def take_fresh(self) -> RequestOutput | None:
         """Hands over what is new."""
@@ -155,6 +193,11 @@ class LiveRequest:
             finished=[child.finished for child in self.children],
         )
 
+    def _see_end_of(self, ended: list[Completion], now: float, seen: Observations) -> None:
+        seen.num_generation_tokens += [len(child.token_ids) for child in ended if child.token_ids]
+        if all(child.finished for child in self.children):
+            self.times.see_end(now, seen)
+
     def _output(self, outputs: list[CompletionOutput]) -> RequestOutput:
         num_prompt_tokens = len(self.request.prompt_token_ids)
         return RequestOutput(
@@ -164,6 +207,7 @@ class LiveRequest:
             outputs=outputs,
             usage=Usage(num_prompt_tokens, self._num_output_tokens, self._num_cached_tokens or 0),
             finished=all(child.finished for child in self.children),
+            timing=self.times.timing,
         )
 
     def _prompt_logprobs(self, positions: list[PositionLogprobs]) -> list[dict[int, Logprob] | None]:

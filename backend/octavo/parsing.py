@@ -6,15 +6,25 @@ name first, so that a refusal can say which one it was. Knows no parameter by na
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from octavo.errors import InvalidRequest
 
 T = TypeVar("T")
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+def parse_json(name: str, text: str) -> Any:
+    """The value that a JSON text stands for."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InvalidRequest(name, text, f"JSON ({reason})") from None
 
 
 def parse_bool(name: str, value: object) -> bool:
@@ -43,12 +53,10 @@ def parse_int(name: str, value: object, low: int = INT64_MIN, high: int = INT64_
 def parse_float(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number in [low, high]."""
     number: float | None = None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value)
-    elif isinstance(value, str):
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             number = None
     if number is None or not math.isfinite(number) or not low <= number <= high:
         raise InvalidRequest(name, value, _range("a number", low, high))

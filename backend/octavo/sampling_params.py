@@ -6,7 +6,6 @@ device: what needs the vocabulary (token ids in range, bad words as tokens) is c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
@@ -16,6 +15,7 @@ from octavo.parsing import (
     parse_bool,
     parse_float,
     parse_int,
+    parse_json,
     parse_list,
     parse_mapping,
     parse_texts,
@@ -76,29 +76,36 @@ class SamplingParams:
             raise InvalidRequest("min_tokens", self.min_tokens, f"at most max_tokens ({self.max_tokens})")
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, object]) -> SamplingParams:
+    def from_mapping(cls, mapping: Mapping[str, object], **defaults: object) -> SamplingParams:
         """Reads what a client sent.
 
-        Numbers and booleans may be strings, null means the default, keys that start with "_" are ignored.
-        Raises InvalidRequest for an unknown key, naming it.
+        Numbers and booleans may be strings, null means the default, keys that start with "_" are ignored; so are
+        parameters of vLLM's that ask for nothing. `defaults` stand in for what is absent or null. Raises
+        InvalidRequest for an unknown key, naming it.
         """
-        known = {}
+        known = defaults
         for name, value in parse_mapping("sampling_parameters", mapping).items():
-            if name.startswith("_") or (value is None and name in _PARSERS):
+            if name.startswith("_") or (value is None and name in cls.parameter_names()):
                 continue
-            if name not in _PARSERS:
+            if name in _WITHOUT_EFFECT:
+                _check_without_effect(name, value)
+            elif name in _STRUCTURED_OUTPUT:
+                raise InvalidRequest(name, value, "nothing here: structured output is not supported yet")
+            elif name not in _PARSERS:
                 raise InvalidRequest("sampling_parameters", name, "one of " + ", ".join(sorted(_PARSERS)))
-            known[name] = value
+            else:
+                known[name] = value
         return cls(**known)  # type: ignore[arg-type]  # each value is parsed by its field's own parser
 
     @classmethod
     def from_json(cls, name: str, text: str) -> SamplingParams:
         """Reads a JSON object, as clients send it in a string; `name` is what a refusal calls it."""
-        try:
-            mapping = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(name, text, f"a JSON object ({error})") from None
-        return cls.from_mapping(parse_mapping(name, mapping))
+        return cls.from_mapping(parse_mapping(name, parse_json(name, text)))
+
+    @staticmethod
+    def parameter_names() -> frozenset[str]:
+        """Every name that `from_mapping` knows, those included that it refuses or that have no effect here."""
+        return _KNOWN_NAMES
 
     @property
     def greedy(self) -> bool:
@@ -172,6 +179,17 @@ def _texts(limit: int) -> Callable[[str, object], tuple[str, ...]]:
     return lambda name, value: parse_texts(name, value, limit)
 
 
+def _logprobs(name: str, value: object) -> int | None:
+    # The chat API's way to say "none", which OpenAI frontends pass on.
+    return None if value is False else parse_int(name, value, -1, _INT32_MAX)
+
+
+def _empty(name: str, value: object) -> tuple[()]:
+    if value in ([], {}, (), ""):
+        return ()
+    raise InvalidRequest(name, value, "null or nothing in it: it is not supported")
+
+
 _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "n": _between(1, 128),
     "temperature": _temperature,
@@ -188,7 +206,7 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "stop_token_ids": _token_ids,
     "include_stop_str_in_output": parse_bool,
     "ignore_eos": parse_bool,
-    "logprobs": _between(-1, _INT32_MAX),
+    "logprobs": _logprobs,
     "prompt_logprobs": _between(-1, _INT32_MAX),
     "logit_bias": _logit_bias,
     "allowed_token_ids": _allowed_token_ids,
@@ -200,6 +218,34 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
 _NULLABLE = frozenset(
     {"seed", "max_tokens", "logprobs", "prompt_logprobs", "allowed_token_ids", "truncate_prompt_tokens"}
 )
+
+
+# vLLM's parameters that have no effect here, with the values that ask for nothing: its clients send them all the same.
+_WITHOUT_EFFECT: dict[str, tuple[Callable[[str, object], Any], tuple[Any, ...]]] = {
+    "best_of": (parse_int, (1,)),
+    "use_beam_search": (parse_bool, (False,)),
+    "early_stopping": (parse_bool, (False,)),
+    "length_penalty": (parse_float, (1.0,)),
+    "detokenize": (parse_bool, (True,)),
+    "spaces_between_special_tokens": (parse_bool, (True,)),
+    "output_text_buffer_length": (parse_int, (0,)),
+    # What a response brings is the host's to say, whichever of the three kinds is named.
+    "output_kind": (parse_int, (0, 1, 2)),
+    "logits_processors": (_empty, ((),)),
+    "extra_args": (_empty, ((),)),
+}
+_STRUCTURED_OUTPUT = frozenset(
+    {"structured_outputs", "guided_decoding", "response_format"}
+    | {f"guided_{kind}" for kind in ("json", "json_object", "regex", "choice", "grammar")}
+)
+_KNOWN_NAMES = frozenset({*_PARSERS, *_WITHOUT_EFFECT, *_STRUCTURED_OUTPUT})
+
+
+def _check_without_effect(name: str, value: object) -> None:
+    parse, harmless = _WITHOUT_EFFECT[name]
+    if parse(name, value) not in harmless:
+        allowed = " or ".join(str(each) for each in harmless)
+        raise InvalidRequest(name, value, f"{allowed}: anything else is not supported")
 
 
 def child_seed(seed: int, index: int) -> int:

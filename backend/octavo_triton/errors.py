@@ -13,6 +13,13 @@ import octavo
 PREFIX = "Error generating stream: "
 
 
+class UnhealthyEngine(octavo.EngineDead):
+    """The engine is dead for good, and the model's health check has it unloaded."""
+
+    def __init__(self) -> None:
+        super().__init__("Model is unavailable due to unhealthy vLLM engine")
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
     """How one class of errors is told: the TritonError code, and whether the text carries the prefix."""
@@ -34,6 +41,7 @@ ERROR_TABLE: dict[type[octavo.OctavoError], ErrorRow] = {
     octavo.ModelLoadError: ErrorRow("UNAVAILABLE"),
     octavo.RequestFailed: ErrorRow("INTERNAL"),
     octavo.EngineDead: ErrorRow("UNAVAILABLE"),
+    UnhealthyEngine: ErrorRow("UNAVAILABLE", prefixed=False),
 }
 
 
@@ -50,5 +58,6 @@ def error_reply(error: BaseException) -> ErrorReply:
     if not isinstance(error, octavo.OctavoError):
         return ErrorReply("INTERNAL", PREFIX + "internal error; the server's log has the details")
     row = next(ERROR_TABLE[c] for c in type(error).__mro__ if c in ERROR_TABLE)
-    text = " ".join(str(error).splitlines())
+    # A client's own words may be in it: what UTF-8 cannot hold could not be sent.
+    text = " ".join(str(error).splitlines()).encode("utf-8", "backslashreplace").decode("utf-8")
     return ErrorReply(row.code, PREFIX + text if row.prefixed else text)

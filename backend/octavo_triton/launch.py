@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -23,8 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from octavo_triton.runtime_folder import BACKEND, RepositoryError, assemble_backends, assemble_repositories
+from octavo_triton.server_log import failure_in, progress_in
+
 SYSTEM_SERVER = Path("/opt/tritonserver")
-SHIM_FOLDER = Path(__file__).resolve().parent / "backend"
 POLL_S = 0.1
 EXIT_TIMEOUT_S = 30
 _SHM = Path("/dev/shm")
@@ -42,11 +43,13 @@ class LaunchStopped(Exception):
 class ServerOptions:
     """Where a server finds its models and itself, and where it listens.
 
-    `load_models` switches to explicit model control with these models loaded at the start. `extra` goes to
-    tritonserver as it is. `environment` is added to the server's; times are in seconds.
+    `backend_name` is a second name of our backend: models that say `octavo` are then served under it. `load_models`
+    switches to explicit model control with these models loaded at the start. `extra` goes to tritonserver as it is.
+    `environment` is added to the server's; times are in seconds.
     """
 
-    model_repository: Path
+    model_repository: Path | tuple[Path, ...]
+    backend_name: str = BACKEND
     address: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
@@ -56,6 +59,12 @@ class ServerOptions:
     start_timeout_s: float = 1800.0
     environment: dict[str, str] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
+
+    @property
+    def model_repositories(self) -> tuple[Path, ...]:
+        """All of them, also when there is one."""
+        one_or_more = self.model_repository
+        return (one_or_more,) if isinstance(one_or_more, Path) else one_or_more
 
 
 class TritonServer:
@@ -110,16 +119,19 @@ class TritonServer:
         """Starts the server and returns when it is ready. Raises LaunchError, or LaunchStopped when told to stop."""
         for name, port in self._ports().items():
             check_port(self.options.address, port, name)
-        if not self.options.model_repository.is_dir():
-            raise LaunchError(f"no such model repository: {self.options.model_repository}")
         root = find_server(self.options.server_dir)
         self._runtime_folder = Path(tempfile.mkdtemp(prefix="octavo-server-"))
-        backends = assemble_backends(root, self._runtime_folder)
+        name = self.options.backend_name
+        try:
+            backends = assemble_backends(root, self._runtime_folder, name)
+            repositories = assemble_repositories(self.options.model_repositories, self._runtime_folder, name)
+        except RepositoryError as error:
+            raise LaunchError(str(error)) from None
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("wb") as log:
             # A session of its own: the terminal's Ctrl-C reaches only us, and we end the server in order.
             self._process = subprocess.Popen(
-                self._command(root, backends),
+                self._command(root, backends, repositories),
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -166,6 +178,15 @@ class TritonServer:
             index = json.load(response)
         return sorted({entry["name"] for entry in index if entry.get("state") == "READY"})
 
+    def models_of_ours(self) -> list[str]:
+        """Those of `models` whose backend is ours, under either of its names."""
+        names = {BACKEND, self.options.backend_name}
+        return [model for model in self.models() if self._backend_of(model) in names]
+
+    def _backend_of(self, model: str) -> str:
+        with urllib.request.urlopen(f"{self.http_url}/v2/models/{model}/config", timeout=10) as response:
+            return str(json.load(response)["backend"])
+
     def _ports(self) -> dict[str, int]:
         options = self.options
         return {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
@@ -173,11 +194,11 @@ class TritonServer:
     def _shm_prefix(self) -> str:
         return f"octavo_{os.getpid()}_{self.options.http_port}_"
 
-    def _command(self, root: Path, backends: Path) -> list[str]:
+    def _command(self, root: Path, backends: Path, repositories: list[Path]) -> list[str]:
         options = self.options
         command = [
             str(root / "bin" / "tritonserver"),
-            f"--model-repository={options.model_repository.resolve()}",
+            *(f"--model-repository={repository}" for repository in repositories),
             f"--backend-directory={backends}",
             "--allow-gpu-metrics=false",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
@@ -215,9 +236,9 @@ class TritonServer:
         raise LaunchError(f"not ready after {self.options.start_timeout_s:.0f} s (log: {self.log_path})")
 
     def _report_progress(self, line: str) -> None:
-        found = re.search(r'\[octavo\] (.*?)"?$', line)
-        if found:
-            self._report(found.group(1))
+        said = progress_in(line)
+        if said is not None:
+            self._report(said)
 
     def _is_ready(self) -> bool:
         try:
@@ -248,18 +269,6 @@ def find_default_model(engine_python: str) -> dict[str, str]:
     return {"OCTAVO_DEFAULT_MODEL": done.stdout.strip()}
 
 
-def assemble_backends(root: Path, folder: Path) -> Path:
-    """A backend folder with the server's own backends and ours side by side, as links."""
-    backends = folder / "backends"
-    backends.mkdir()
-    for backend in (root / "backends").iterdir():
-        (backends / backend.name).symlink_to(backend)
-    ours = backends / "octavo"
-    ours.unlink(missing_ok=True)
-    ours.symlink_to(SHIM_FOLDER)
-    return backends
-
-
 def check_port(address: str, port: int, name: str) -> None:
     """Raises LaunchError when nothing can listen there, naming the option that chooses another port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -280,23 +289,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def failure_in(log_path: Path) -> str:
-    """Why a server ended, in one line, from its log: the models that failed to load, else its last words."""
-    lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = [re.search(r"\"(failed to load '.*?' version \d+): \w+: (.*)\"$", line) for line in lines]
-    reasons = dict.fromkeys(f"{match.group(1)}: {first_line(match.group(2))}" for match in found if match)
-    if reasons:
-        return "; ".join(reasons)
-    last = [line for line in lines if line.strip()][-1:]
-    return f"the server ended: {last[0].strip()}" if last else "the server ended without a word"
-
-
-def first_line(text: str) -> str:
-    """An error text as the server logs it, without the exception's class and the stack behind it."""
-    line = text.split("\\n", 1)[0]
-    return re.sub(r"^TritonModelException: ", "", line)
 
 
 def _url_host(address: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 import octavo
-from octavo_triton.codec import INPUTS, OUTPUTS, RawRequest, decode_request
+from octavo_triton.health import HealthCheck, can_unload_models
+from octavo_triton.log_handler import log_to_server
 from octavo_triton.metrics import MetricsReporter
-from octavo_triton.model_json import read_engine_config
+from octavo_triton.model_json import Instance, read_engine_config
+from octavo_triton.request_codec import ModelFacts, RawRequest, decode_request
 from octavo_triton.sender import Sender
+from octavo_triton.tensors import INPUTS, OUTPUTS
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +37,11 @@ class TritonPythonModel:
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
         """Adds what the model's config.pbtxt leaves out: inputs, outputs, decoupled, max_batch_size 0."""
         config = auto_complete_model_config.as_dict()
+        size = config["max_batch_size"]
+        if size:
+            raise pb_utils.TritonModelException(
+                f"max_batch_size: {size} is not allowed; expected 0: the engine batches"
+            )
         inputs = {entry["name"] for entry in config["input"]}
         outputs = {entry["name"] for entry in config["output"]}
         for spec in INPUTS:
@@ -49,6 +58,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the model; returns when the engine can serve. Any failure fails the load with one line of text."""
         self._engine: octavo.AsyncEngine | None = None
+        self._health: HealthCheck | None = None
         self._sender: Sender | None = None
         self._metrics: MetricsReporter | None = None
         self._numbers = itertools.count()
@@ -64,15 +74,17 @@ class TritonPythonModel:
 
     def _start(self, args: dict[str, str]) -> None:
         model_config = json.loads(args["model_config"])
-        self._decoupled = bool(model_config.get("model_transaction_policy", {}).get("decoupled"))
+        decoupled = bool(model_config.get("model_transaction_policy", {}).get("decoupled"))
         name, version = args["model_name"], args["model_version"]
-        config = read_engine_config(Path(args["model_repository"]), version)
+        self._facts = ModelFacts(name, decoupled)
+        config = read_engine_config(Path(args["model_repository"]), version, Instance.from_args(args))
         self._engine = octavo.AsyncEngine(config)
         self._engine.wait_ready()
         logger.info("model %s, version %s, is ready", name, version)
-        self._sender = Sender()
-        wanted = model_config.get("parameters", {}).get("REPORT_CUSTOM_METRICS", {}).get("string_value", "")
-        if wanted.lower() == "true" and not config.disable_log_stats:
+        if asks_for(model_config, "ENABLE_VLLM_HEALTH_CHECK") or asks_for(model_config, "ENABLE_HEALTH_CHECK"):
+            self._health = HealthCheck(self._engine, name, can_unload_models())
+        self._sender = Sender(self._health.explain) if self._health is not None else Sender()
+        if asks_for(model_config, "REPORT_CUSTOM_METRICS") and not config.disable_log_stats:
             self._metrics = MetricsReporter(self._engine.stats, {"model": name, "version": version})
 
     def execute(self, requests: list[Any]) -> None:
@@ -81,18 +93,25 @@ class TritonPythonModel:
         for request in requests:
             response_sender = request.get_response_sender()
             try:
-                call = decode_request(read_request(request), self._decoupled)
+                logger.debug("request %r has arrived", request.request_id())
+                call = decode_request(read_request(request), self._facts)
                 stream = self._engine.submit(
                     call.prompt,
                     call.params,
                     request_id=self._unique(call.request_id),
                     priority=call.priority,
                     deadline_s=call.deadline_s,
+                    cache_salt=call.cache_salt,
                 )
             except Exception as error:
+                logger.debug("request %r is refused: %s", request.request_id(), error)
                 self._sender.refuse(response_sender, error)
             else:
                 self._sender.add(response_sender, call, stream)
+
+    def is_ready(self) -> bool:
+        """Asked by newer servers: whether a request would run now, so not while loading, draining, hung or dead."""
+        return self._engine is not None and self._engine.is_ready()
 
     def _unique(self, request_id: str) -> str | None:
         """The client's id for the log, told apart from other clients' that count from 1 too; None for none."""
@@ -100,12 +119,21 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Lets requests end, within DRAIN_S seconds, then ends the engine process."""
-        if self._metrics is not None:
-            self._metrics.close()
+        if self._health is not None:
+            self._health.close()
         if self._engine is not None:
             self._engine.shutdown(drain_s=DRAIN_S)
         if self._sender is not None:
             self._sender.close()
+        if self._metrics is not None:
+            # Last: what ended during the drain counts too.
+            self._metrics.close()
+
+
+def asks_for(model_config: Mapping[str, Any], parameter: str) -> bool:
+    """Whether config.pbtxt has this parameter with the value "true"."""
+    entry = model_config.get("parameters", {}).get(parameter, {})
+    return str(entry.get("string_value", "")).lower() == "true"
 
 
 def read_request(request: Any) -> RawRequest:
@@ -130,26 +158,3 @@ def check_numpy() -> None:
             f"this Triton server's Python has numpy {np.__version__}, but the server's release supports numpy 1 only: "
             "run `pip install --no-deps 'numpy<2'` in the environment whose python3 is first on the server's PATH"
         )
-
-
-class ServerLogHandler(logging.Handler):
-    """Sends our log lines to the server's log."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Writes one record; the prefix is what the launcher looks for."""
-        try:
-            log = pb_utils.Logger
-            write = {logging.ERROR: log.log_error, logging.WARNING: log.log_warn}.get(record.levelno, log.log_info)
-            write(f"[octavo] {self.format(record)}")
-        except Exception:
-            # A line that cannot be logged must not end the thread that wrote it.
-            self.handleError(record)
-
-
-def log_to_server() -> None:
-    """Makes the server's log the place where `octavo` and this package log to."""
-    for name in ("octavo", "octavo_triton"):
-        package_logger = logging.getLogger(name)
-        package_logger.setLevel(logging.INFO)
-        package_logger.handlers = [ServerLogHandler()]
-        package_logger.propagate = False

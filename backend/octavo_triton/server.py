@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from octavo_triton.launch import LaunchError, LaunchStopped, ServerOptions, TritonServer
+from octavo_triton.runtime_folder import BACKEND
 
 PARENT_POLL_S = 0.2
 
@@ -23,7 +24,16 @@ PARENT_POLL_S = 0.2
 def parse_options(arguments: Sequence[str]) -> tuple[ServerOptions, bool]:
     """The command line, as options, and whether to stop with the parent. Exits with a usage line for a bad one."""
     parser = argparse.ArgumentParser(prog="octavo_triton.server", description=__doc__)
-    parser.add_argument("--model-repository", type=Path, required=True, help="folder with one folder a model")
+    parser.add_argument(
+        "--model-repository",
+        type=Path,
+        action="append",
+        required=True,
+        help="folder with one folder a model (repeatable)",
+    )
+    parser.add_argument(
+        "--backend-name", default=BACKEND, help="serve our models under this backend's name, as in vllm"
+    )
     parser.add_argument("--address", default="127.0.0.1", help="where to listen; 0.0.0.0 for all interfaces")
     parser.add_argument("--http-port", type=_port, default=8000)
     parser.add_argument("--grpc-port", type=_port, default=8001)
@@ -37,7 +47,8 @@ def parse_options(arguments: Sequence[str]) -> tuple[ServerOptions, bool]:
     parser.add_argument("extra", nargs="*", help="after --: options for tritonserver itself")
     parsed = parser.parse_args(arguments)
     options = ServerOptions(
-        model_repository=parsed.model_repository,
+        model_repository=tuple(parsed.model_repository),
+        backend_name=parsed.backend_name,
         address=parsed.address,
         http_port=parsed.http_port,
         grpc_port=parsed.grpc_port,
@@ -111,8 +122,8 @@ def welcome(server: TritonServer) -> str:
     request = json.dumps({"text_input": "Once upon a time", "stream": True, "sampling_parameters": sampling})
     lines = [f"ready: {', '.join(models) or 'no model loaded'}", f"  HTTP     {server.http_url}"]
     lines += [f"  gRPC     {server.grpc_address}", f"  metrics  {server.metrics_url}", f"  log      {server.log_path}"]
-    if models:
-        lines.append(f"try:\n  curl -N {server.http_url}/v2/models/{models[0]}/generate_stream -d '{request}'")
+    for model in server.models_of_ours()[:1]:
+        lines.append(f"try:\n  curl -N {server.http_url}/v2/models/{model}/generate_stream -d '{request}'")
     return "\n".join([*lines, "Ctrl-C stops it, a second one at once."])
 
 

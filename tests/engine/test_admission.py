@@ -12,6 +12,7 @@ from octavo.admission import Admission, Ticket
 from octavo.checkpoint import open_checkpoint
 from octavo.config import EngineConfig, resolve
 from octavo.errors import InvalidRequest, PromptTooLong
+from octavo.prompt import ChatPrompt
 from octavo.request import EngineRequest
 from octavo.sampling_params import SamplingParams
 from octavo.testing import FAKE_EOS, FAKE_VOCAB_SIZE, make_fake_model
@@ -59,6 +60,33 @@ def test_messages_are_rendered_with_the_template(admission: Admission) -> None:
     request, text = admission.prepare(Ticket("r", 0), [{"role": "user", "content": "hi"}], SamplingParams())
     assert text == "user: hi\na: "
     assert request.prompt_token_ids == list(text.encode())
+
+
+def test_a_chat_prompt_brings_its_tools_and_variables_to_the_template(
+    admission: Admission, tokenizer: Tokenizer
+) -> None:
+    tokenizer.chat_template = (
+        "{{ messages[0].content }} {{ tools[0].function.name }} {{ add_generation_prompt }} {{ x }}"
+    )
+    tool = {"type": "function", "function": {"name": "look"}}
+    prompt = ChatPrompt([{"role": "user", "content": "hi"}], [tool], False, {"x": 5})
+    request, text = admission.prepare(Ticket("r", 0), prompt, SamplingParams(max_tokens=None))
+    assert text == "hi look False 5"
+    assert request.prompt_token_ids == list(text.encode())
+    assert request.params.max_tokens == CONTEXT - len(text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parameter"),
+    [
+        (ChatPrompt([]), "messages"),
+        (ChatPrompt({}), "messages"),  # type: ignore[arg-type]
+        (ChatPrompt([{"role": "user", "content": "a"}], [{}]), "tools[0]"),
+        (ChatPrompt([{"role": "user", "content": "a"}], template_kwargs={"tools": []}), "chat_template_kwargs"),
+    ],
+)
+def test_a_bad_chat_prompt_is_refused_by_its_part(admission: Admission, prompt: ChatPrompt, parameter: str) -> None:
+    assert refused(admission, prompt).parameter == parameter
 
 
 def test_messages_need_a_template(fake_model: Path, tokenizer: Tokenizer, admission: Admission) -> None:

@@ -39,29 +39,41 @@ class ServerLog:
 
     def __init__(self) -> None:
         self.lines = []
-        self.log_info = self.log_warn = self.log_error = self.lines.append
+        self.log_info = self.log_warn = self.log_error = self.log_verbose = self.lines.append
 
 
 class Metric:
-    def __init__(self, family: MetricFamily, labels: dict[str, str]) -> None:
+    def __init__(self, family: MetricFamily, labels: dict[str, str], buckets: list[float] | None) -> None:
         self.family, self.labels, self.threads, self.values = family, labels, {threading.get_ident()}, []
+        self.buckets = buckets
 
     def set(self, value: float) -> None:
+        self._take("gauge", value)
+
+    def increment(self, value: float) -> None:
+        self._take("counter", value)
+
+    def observe(self, value: float) -> None:
+        self._take("histogram", value)
+
+    def _take(self, kind: str, value: float) -> None:
+        assert self.family.kind == kind, "the real server hangs or raises"
         self.threads.add(threading.get_ident())
         self.values.append(value)
         self.family.reported.set()
 
 
 class MetricFamily:
-    GAUGE = "gauge"
+    COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
     created: ClassVar[list[MetricFamily]] = []
 
     def __init__(self, name: str, description: str, kind: str) -> None:
-        self.name, self.metrics, self.reported = name, [], threading.Event()
+        self.name, self.kind, self.metrics, self.reported = name, kind, [], threading.Event()
         MetricFamily.created.append(self)
 
-    def Metric(self, labels: dict[str, str]) -> Metric:
-        self.metrics.append(Metric(self, labels))
+    def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:
+        assert isinstance(buckets, list) == (self.kind == "histogram"), "the real server raises"
+        self.metrics.append(Metric(self, labels, buckets))
         return self.metrics[-1]
 
 

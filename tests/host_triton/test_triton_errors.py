@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import octavo
-from octavo_triton.errors import ERROR_TABLE, error_reply
+from octavo_triton.errors import ERROR_TABLE, UnhealthyEngine, error_reply
 
 
 def subclasses(root: type) -> set[type]:
@@ -14,7 +14,7 @@ def subclasses(root: type) -> set[type]:
 
 def test_every_error_of_octavo_has_a_row() -> None:
     ours = {error for error in subclasses(octavo.OctavoError) if error.__module__ == "octavo.errors"}
-    assert ours == set(ERROR_TABLE)
+    assert ours | {UnhealthyEngine} == set(ERROR_TABLE)
 
 
 @pytest.mark.parametrize("error", sorted(ERROR_TABLE, key=lambda error: error.__name__))
@@ -33,6 +33,7 @@ def test_every_code_is_one_of_the_servers(error: type[octavo.OctavoError]) -> No
         (octavo.RequestCancelled(), "CANCELLED", "Request was cancelled"),
         (octavo.RequestFailed("not finite"), "INTERNAL", "Error generating stream: not finite"),
         (octavo.EngineDead("gone"), "UNAVAILABLE", "Error generating stream: gone"),
+        (UnhealthyEngine(), "UNAVAILABLE", "Model is unavailable due to unhealthy vLLM engine"),
     ],
 )
 def test_clients_are_told_in_the_servers_words(error: octavo.OctavoError, code: str, text: str) -> None:
@@ -49,6 +50,10 @@ def test_a_subclass_is_told_like_its_parent() -> None:
 
 def test_a_text_is_always_one_line() -> None:
     assert error_reply(octavo.RequestFailed("one\ntwo\r\nthree")).text.endswith(": one two three")
+
+
+def test_a_text_can_always_be_sent() -> None:
+    assert error_reply(octavo.RequestFailed("half \ud800 a character")).text.endswith("half \\ud800 a character")
 
 
 def test_of_a_bug_nothing_is_shown() -> None:

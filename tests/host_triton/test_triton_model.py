@@ -14,8 +14,9 @@ import pytest
 
 from octavo import ModelLoadError
 from octavo_triton import model as model_module
-from octavo_triton.codec import INPUTS, OUTPUTS
+from octavo_triton.log_handler import ServerLogHandler
 from octavo_triton.model import TritonPythonModel, check_numpy
+from octavo_triton.tensors import INPUTS, OUTPUTS
 
 pb_utils = sys.modules["triton_python_backend_utils"]
 WAIT_S = 30
@@ -61,7 +62,7 @@ class ServerRequest:
 
 class ServerConfig:
     def __init__(self, config: dict[str, Any]) -> None:
-        self.config = {"input": [], "output": []} | config
+        self.config = {"input": [], "output": [], "max_batch_size": 0} | config
         self.max_batch_size: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -146,6 +147,51 @@ def test_clients_may_use_the_same_request_id_at_the_same_time(
         assert each.texts[0].startswith("hello")
 
 
+@pytest.mark.slow
+def test_a_requests_id_and_salt_go_through(
+    loaded: TritonPythonModel,
+    make_response_sender: type[Any],
+    server_log: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert loaded._engine is not None
+    submit, seen = loaded._engine.submit, []
+
+    def recording(*args: Any, **settings: Any) -> Any:
+        seen.append(settings)
+        return submit(*args, **settings)
+
+    monkeypatch.setattr(loaded._engine, "submit", recording)
+    good, bad = make_response_sender(), make_response_sender()
+    loaded.execute([ServerRequest(good, "hello", own_id="from-client", cache_salt="s", max_tokens=3)])
+    loaded.execute([ServerRequest(bad, "hello", own_id="bad-one", temperature=-1)])
+    assert good.final.wait(WAIT_S)
+    assert bad.final.wait(WAIT_S)
+    assert seen[0]["request_id"].startswith("from-client")
+    assert seen[0]["cache_salt"] == "s"
+    assert any("request 'from-client' has arrived" in line for line in server_log)
+    assert any("request 'bad-one' is refused: temperature: -1" in line for line in server_log)
+
+
+@pytest.mark.slow
+def test_what_still_runs_after_the_drain_is_told_and_the_model_is_no_longer_ready(
+    tmp_path: Path, fake_model: Path, make_response_sender: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_module, "DRAIN_S", 0)
+    model = TritonPythonModel()
+    engine = {"model": str(fake_model), "executor": "octavo.testing:create_paced_executor"}
+    model.initialize(arguments(tmp_path, engine))
+    assert model.is_ready()
+    running = make_response_sender()
+    model.execute([ServerRequest(running, "hello", max_tokens=1000, ignore_eos=True)])
+    model.finalize()
+    assert not model.is_ready()
+    assert running.final.is_set()
+    assert running.error.code == pb_utils.TritonError.CANCELLED
+    assert running.error.message.startswith("Request was cancelled")
+    assert running.crashes == 0
+
+
 def test_a_server_log_that_fails_breaks_nothing_else(
     server_log: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,7 +199,7 @@ def test_a_server_log_that_fails_breaks_nothing_else(
         raise RuntimeError("no log")
 
     monkeypatch.setattr(pb_utils.Logger, "log_error", broken)
-    model_module.ServerLogHandler().handle(logging.makeLogRecord({"levelno": logging.ERROR, "msg": "x"}))
+    ServerLogHandler().handle(logging.makeLogRecord({"levelno": logging.ERROR, "msg": "x"}))
     assert "no log" in capsys.readouterr().err
     assert not server_log
 
@@ -205,6 +251,11 @@ def test_what_a_config_says_is_kept() -> None:
     TritonPythonModel.auto_complete_config(config)
     assert [entry["name"] for entry in config.config["input"]].count("text_input") == 1
     assert config.config["model_transaction_policy"] == {"decoupled": False}
+
+
+def test_a_batch_size_is_refused() -> None:
+    with pytest.raises(pb_utils.TritonModelException, match="max_batch_size: 8 is not allowed; expected 0"):
+        TritonPythonModel.auto_complete_config(ServerConfig({"max_batch_size": 8}))
 
 
 def test_numpy_2_under_an_old_server_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

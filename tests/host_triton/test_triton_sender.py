@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import math
 import sys
 import threading
 import weakref
@@ -22,8 +24,8 @@ from octavo import (
     SamplingParams,
     Usage,
 )
-from octavo_triton.codec import GenerateRequest
-from octavo_triton.sender import Sender
+from octavo_triton.request_codec import GenerateRequest
+from octavo_triton.sender import POLL_SLICE, Sender, poll_pause_s
 
 WAIT_S = 10
 
@@ -41,10 +43,13 @@ def request(stream: bool = True, n: int = 1) -> GenerateRequest:
         prompt="p:",
         params=SamplingParams(n=n),
         stream=stream,
-        echo=not stream,
+        echo="" if stream else "p:",
         priority=0,
+        cache_salt="",
+        lora_name=None,
         deadline_s=None,
         outputs=frozenset({"text_output"}),
+        logprobs_asked=False,
     )
 
 
@@ -156,6 +161,36 @@ def test_cancellation_is_noticed_while_others_keep_the_sender_busy(
     assert gone.cancelled.wait(WAIT_S)
     stop.set()
     talker.join()
+
+
+@pytest.mark.parametrize(
+    ("num_requests", "longest_s"), [(0, 0.05), (1, 0.05), (33, 0.05), (200, 0.05), (300, 0.1), (400, 0.1), (1000, 0.25)]
+)
+def test_everybody_is_polled_once_in_a_period_that_grows_slowly(num_requests: int, longest_s: float) -> None:
+    num_slices = math.ceil(num_requests / POLL_SLICE)
+    assert num_slices * poll_pause_s(num_requests) <= longest_s
+    # However many there are, most of the time is left to sending: a poll takes about 30 us.
+    assert poll_pause_s(num_requests) > 5 * POLL_SLICE * 30e-6 or num_requests == 0
+
+
+def test_each_slice_of_polls_goes_on_where_the_last_one_ended(sender: Sender, make_response_sender: type[Any]) -> None:
+    num_requests = 2 * POLL_SLICE + 5
+    polled: list[int] = []
+    enough = threading.Event()
+
+    def record(number: int) -> bool:
+        polled.append(number)
+        if len(polled) == 4 * num_requests:
+            enough.set()
+        return False
+
+    for number in range(num_requests):
+        each = make_response_sender()
+        each.is_cancelled = functools.partial(record, number)
+        sender.add(each, request(), Source().stream)
+    assert enough.wait(WAIT_S)
+    # By the end all had arrived long ago.
+    assert sorted(polled[-num_requests:]) == list(range(num_requests))
 
 
 def test_nothing_is_polled_or_sent_after_final(sender: Sender, make_response_sender: type[Any]) -> None:

@@ -154,6 +154,29 @@ def test_what_a_template_raises_is_the_requests_error(template: str, reason: str
     assert raised.value.parameter == "messages"
 
 
+@pytest.mark.parametrize(
+    ("tools", "parameter"),
+    [
+        ({"type": "function"}, "tools"),
+        ("look", "tools"),
+        (["look"], "tools[0]"),
+        ([{"type": "function"}], "tools[0]"),
+        ([{"type": "retrieval", "function": {"name": "look"}}], "tools[0]"),
+        ([TOOLS[0], {"type": "function", "function": {}}], "tools[1].function.name"),
+        ([{"type": "function", "function": {"name": ""}}], "tools[0].function.name"),
+    ],
+)
+def test_tools_of_the_wrong_shape_are_refused_by_name(tools: object, parameter: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        render_chat("{{ tools }}", [{"role": "user", "content": "hi"}], NAMES, tools=tools)
+    assert caught.value.parameter == parameter
+
+
+def test_no_tools_and_an_empty_list_are_the_same_to_a_template() -> None:
+    for tools in (None, []):
+        assert render_chat("{{ tools is none }}", [{"role": "user", "content": "hi"}], NAMES, tools=tools) == "True"
+
+
 @pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt"])
 def test_further_variables_cannot_replace_the_request(name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"chat_template_kwargs: '{name}' is not allowed"):

@@ -29,16 +29,18 @@ def render_chat(
     messages: object,
     special_tokens: Mapping[str, str],
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: object = None,
     add_generation_prompt: bool = True,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """The prompt that `template` makes of `messages`, special tokens written out (encode it without adding any).
 
-    `special_tokens` is `Tokenizer.special_tokens`; `template_kwargs` are further variables for the template. Raises
-    InvalidRequest for messages of the wrong shape, a model without a template, and whatever the template refuses.
+    `special_tokens` is `Tokenizer.special_tokens`; `tools` are functions as in the OpenAI API; `template_kwargs` are
+    further variables for the template. Raises InvalidRequest for messages or tools of the wrong shape, a model without
+    a template, and whatever the template refuses.
     """
     checked = _check_messages(messages)
+    known_tools = _check_tools(tools)
     if not template:
         raise InvalidRequest("messages", _roles(checked), "a prompt instead: the model has no chat template")
     extra = dict(template_kwargs or {})
@@ -51,7 +53,7 @@ def render_chat(
     variables = {**special_tokens, **extra}
     try:
         return compiled.template.render(
-            variables, messages=checked, tools=tools, add_generation_prompt=add_generation_prompt
+            variables, messages=checked, tools=known_tools, add_generation_prompt=add_generation_prompt
         )
     except Exception as error:  # Foreign code may raise anything; it is never our bug.
         raise _refusal(checked, error) from None
@@ -87,6 +89,24 @@ def _check_part(name: str, part: object) -> dict[str, str]:
     if not isinstance(text, str):
         raise InvalidRequest(f"{name}.text", text, "a string")
     return {"type": "text", "text": text}
+
+
+def _check_tools(tools: object) -> list[dict[str, Any]] | None:
+    """None for no tools at all, which is what templates ask for."""
+    if tools is None:
+        return None
+    if not isinstance(tools, Sequence) or isinstance(tools, str | bytes):
+        raise InvalidRequest("tools", tools, "a list of tools")
+    return [_check_tool(f"tools[{i}]", tool) for i, tool in enumerate(tools)] or None
+
+
+def _check_tool(name: str, tool: object) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(tool, Mapping) or tool.get("type") != "function" or not isinstance(function, Mapping):
+        raise InvalidRequest(name, tool, 'an object like {"type": "function", "function": {"name": "..."}}')
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise InvalidRequest(f"{name}.function.name", function.get("name"), "a string that is not empty")
+    return dict(tool)
 
 
 def _joined(content: str | list[dict[str, str]] | None) -> str | None:

@@ -1,0 +1,25 @@
+"""What may be asked to be completed: a text, token ids, or chat messages. Knows no template and no tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Chat messages for the model's own template, and what goes with them.
+
+    `messages` and `tools` are as in the OpenAI API; they are checked when the prompt is rendered. `template_kwargs`
+    are further variables for the template.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+# A bare list of messages is a ChatPrompt without anything else.
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | ChatPrompt
