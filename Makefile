@@ -7,12 +7,13 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 SERVER ?= .server
-# make serve HTTP_PORT=... ADDRESS=0.0.0.0 MODEL_REPOSITORY=...
+# make serve HTTP_PORT=... ADDRESS=0.0.0.0 MODEL_REPOSITORY="a b" BACKEND_NAME=vllm
 ADDRESS          ?= 127.0.0.1
 HTTP_PORT        ?= 8000
 GRPC_PORT        ?= 8001
 METRICS_PORT     ?= 8002
 MODEL_REPOSITORY ?= model_repository
+BACKEND_NAME     ?= octavo
 
 .PHONY: setup server serve test test-all check bench clean
 
@@ -30,7 +31,8 @@ server: setup
 	@backend/octavo_triton/install_server.sh $(SERVER) $(PY)
 
 serve: server
-	@$(PY) -m octavo_triton.server --stop-with-parent --server-dir $(SERVER) --model-repository $(MODEL_REPOSITORY) \
+	@$(PY) -m octavo_triton.server --stop-with-parent --server-dir $(SERVER) \
+	  $(addprefix --model-repository=,$(MODEL_REPOSITORY)) --backend-name $(BACKEND_NAME) \
 	  --address $(ADDRESS) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
 check: setup
@@ -51,4 +53,4 @@ bench: setup
 
 clean:
 	@rm -rf $(VENV) $(SERVER) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find backend kserve tests integration -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find backend kserve tests integration examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -79,8 +79,9 @@ def test_without_a_server_it_says_how_to_get_one(options: ServerOptions) -> None
 
 def test_a_missing_model_repository_is_named(options: ServerOptions) -> None:
     options.model_repository.rmdir()
-    with pytest.raises(LaunchError, match=r"no such model repository: .*/models"):
-        TritonServer(options).start()
+    write_server(options, "")
+    with pytest.raises(LaunchError, match=r"no such model repository: .*/models"), TritonServer(options):
+        pass
 
 
 def test_the_systems_server_is_preferred(options: ServerOptions, tmp_path: Path) -> None:
@@ -90,13 +91,6 @@ def test_the_systems_server_is_preferred(options: ServerOptions, tmp_path: Path)
     (system / "bin").mkdir(parents=True)
     (system / "bin" / "tritonserver").touch()
     assert launch.find_server(options.server_dir) == system
-
-
-def test_our_backend_stands_beside_the_servers_own(options: ServerOptions, tmp_path: Path) -> None:
-    write_server(options, "")
-    backends = launch.assemble_backends(options.server_dir / "pytriton" / "tritonserver", tmp_path)
-    assert sorted(folder.name for folder in backends.iterdir()) == ["octavo", "python"]
-    assert "octavo_triton.model" in (backends / "octavo" / "model.py").read_text(encoding="utf-8")
 
 
 def is_alive(process: int) -> bool:
@@ -193,11 +187,21 @@ def test_the_same_failure_logged_twice_is_told_once(tmp_path: Path) -> None:
     assert failure_in(log) == "failed to load 'f1' version 1: no such model: /x"
 
 
+def test_a_backend_that_is_not_there_is_told_with_the_way_to_its_name(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    said = "Invalid argument: unable to find backend library for backend 'vllm', try specifying runtime on the model"
+    log.write_text(f"E1121 1 model_lifecycle.cc:642] \"failed to load 'm' version 1: {said}\"\n", encoding="utf-8")
+    assert failure_in(log).startswith("failed to load 'm' version 1: no backend 'vllm': ")
+    assert "BACKEND_NAME=vllm" in failure_in(log)
+
+
 def test_the_command_line_becomes_options() -> None:
     options, stop_with_parent = parse_options(
         [
             "--model-repository",
             "m",
+            "--model-repository=n",
+            "--backend-name=vllm",
             "--http-port",
             "9",
             "--load-model",
@@ -208,7 +212,8 @@ def test_the_command_line_becomes_options() -> None:
             "--log-verbose=1",
         ]
     )
-    assert (options.model_repository, options.http_port, options.grpc_port) == (Path("m"), 9, 8001)
+    assert (options.model_repositories, options.backend_name) == ((Path("m"), Path("n")), "vllm")
+    assert (options.http_port, options.grpc_port) == (9, 8001)
     assert (options.load_models, options.extra) == (("a", "b"), ("--log-verbose=1",))
     assert not stop_with_parent
 
