@@ -9,19 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 from chart import draw
 from rich.console import Console
 from rich.table import Table
+from stage import Load, write_results
 
 from octavo import bench, workloads
 from octavo.bench import KV_WASTE_LIMIT, Repetition, Spread, WorkloadResult
@@ -91,30 +88,6 @@ class Process:
             self.popen.wait(timeout=20)
         except subprocess.TimeoutExpired:
             self.popen.kill()
-
-
-@dataclass(slots=True)
-class Load:
-    """How many cores other processes used during a stage. Owns the readings at its beginning."""
-
-    start_s: float = field(default_factory=time.time)
-    busy_s: float = field(default_factory=lambda: busy_seconds())
-    own_s: float = field(default_factory=lambda: own_seconds())
-
-    def others(self) -> float:
-        """Cores, on average since the beginning."""
-        used = (busy_seconds() - self.busy_s) - (own_seconds() - self.own_s)
-        return round(max(used, 0.0) / max(time.time() - self.start_s, 1e-3), 2)
-
-
-def busy_seconds() -> float:
-    times = psutil.cpu_times()
-    return times.user + times.nice + times.system + times.irq + times.softirq + times.steal
-
-
-def own_seconds() -> float:
-    me = psutil.Process()
-    return sum(t.user + t.system for t in (p.cpu_times() for p in [me, *me.children(recursive=True)]))
 
 
 def evenly(count: int, wanted: int) -> list[int]:
@@ -276,14 +249,9 @@ def report(found: Sequence[Measured], args: argparse.Namespace, environment: dic
 
 
 def write(found: Sequence[Measured], args: argparse.Namespace, environment: dict[str, object]) -> Path:
-    cpu = re.sub(r"[^a-z0-9]+", "-", bench.cpu_name().lower()).strip("-")
-    date = datetime.now(UTC).date().isoformat()
-    folder = HERE / "results"
-    folder.mkdir(exist_ok=True)
-    file = folder / f"offline-{cpu}-{date}.json"
-    file.write_text(json.dumps(report(found, args, environment), indent=2) + "\n", encoding="utf-8")
+    file = write_results("offline", report(found, args, environment))
     rates = {TITLES[c]: {m.result.name: m.output_tok_s for m in found if m.contestant == c} for c in TITLES}
-    draw(rates, f"{bench.cpu_name()}, {args.threads} threads, bf16, {date}", file.with_suffix(".png"))
+    draw(rates, f"{bench.cpu_name()}, {args.threads} threads, bf16, {file.stem[-10:]}", file.with_suffix(".png"))
     return file
 
 
