@@ -125,7 +125,9 @@ def serve(server: TritonServer, numbers: range, num_reloads: int) -> Counter[str
     """All requests, NUM_CLIENTS at a time, while the other model is reloaded; what came of them."""
     with ThreadPoolExecutor(NUM_CLIENTS + 1) as pool:
         ends = [pool.submit(one, server, number) for number in numbers]
-        for _ in range(num_reloads):
+        for i in range(num_reloads):
+            # Evenly spread, so that it is there as often as away.
+            ends[len(ends) * (i + 1) // (num_reloads + 1)].exception()
             reload_other(server)
         return Counter(end.result() for end in ends)
 
@@ -136,7 +138,7 @@ def check_nothing_is_left(server: TritonServer, num_requests: int, num_reloads: 
     before = Held.by(server)
     ends = serve(server, range(100, 100 + num_requests), num_reloads)
     print(ends)
-    assert min(ends[kind] for kind in ("good", "cancelled", "bad", "other, served")) > 0
+    assert min(ends[kind] for kind in ("good", "cancelled", "bad", "other, served")) > num_requests // 60
     clients.wait_until(lambda: clients.is_idle(server), 10)
     clients.wait_until(lambda: Held.by(server).num_fds <= before.num_fds + 4, 10)
     after = Held.by(server)
@@ -149,10 +151,10 @@ def check_nothing_is_left(server: TritonServer, num_requests: int, num_reloads: 
 
 @pytest.mark.slow
 def test_nothing_is_left_of_300_requests(server: TritonServer) -> None:
-    check_nothing_is_left(server, 300, 2)
+    check_nothing_is_left(server, 300, 1)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
 def test_nothing_is_left_of_5000_requests(server: TritonServer) -> None:
-    check_nothing_is_left(server, 5000, 20)
+    check_nothing_is_left(server, 5000, 8)
