@@ -36,7 +36,7 @@ def locate(name: str, origin: Origin = Origin()) -> str:
     path = name if origin.folder is None else str((origin.folder / name).resolve())
     if os.path.isabs(name) or os.path.exists(path) or not _HUB_ID.fullmatch(name):
         return path
-    cache = cache_folder() if origin.cache is None else Path(origin.cache).expanduser()
+    cache = cache_folder() if origin.cache is None else (origin.folder or Path()) / Path(origin.cache).expanduser()
     snapshot = find_snapshot(cache, name, origin.revision or _DEFAULT_REVISION)
     if snapshot is not None:
         return str(snapshot)
@@ -70,5 +70,5 @@ def find_snapshot(cache: Path, model_id: str, revision: str) -> Path | None:
     except (OSError, ValueError):
         commit = revision
     snapshot = model / "snapshots" / commit
-    # A name of several parts, or of none, would lead elsewhere.
-    return snapshot if snapshot.name == commit and snapshot.is_dir() else None
+    # A name of several parts, or of none, would lead elsewhere; so would the parent's.
+    return snapshot if snapshot.name == commit != ".." and snapshot.is_dir() else None

@@ -181,7 +181,7 @@ def _texts(limit: int) -> Callable[[str, object], tuple[str, ...]]:
 
 def _logprobs(name: str, value: object) -> int | None:
     # The chat API's way to say "none", which OpenAI frontends pass on.
-    return None if value is False else parse_int(name, value, -1, _INT32_MAX)
+    return None if str(value).lower() == "false" else parse_int(name, value, -1, _INT32_MAX)
 
 
 def _empty(name: str, value: object) -> tuple[()]:

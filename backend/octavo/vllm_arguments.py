@@ -61,7 +61,8 @@ spec_decoding_acceptance_method speculative_disable_by_batch_size speculative_di
 speculative_draft_tensor_parallel_size speculative_max_model_len speculative_model_quantization
 structured_outputs_config typical_acceptance_sampler_posterior_alpha typical_acceptance_sampler_posterior_threshold
 """
-# None of these changes a result that a caller could see.
+# What each would switch is not there to be switched. Some would change results at vLLM (dummy weights, a slower
+# tokenizer, a bound on logprobs): a model.json that has them for speed or for a test is still served as it should be.
 WITHOUT_MEANING = frozenset(" ".join((_LOADING, _SPREADING, _SPEED, _LOGGING, _MEDIA, _DETAILS)).split())
 
 # Features that are not there: accepting one silently would serve something else than was asked for. Beside each, what

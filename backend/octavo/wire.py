@@ -91,12 +91,13 @@ FromEngine = Hello | Progress | Ready | LoadFailed | Step | Beat
 
 
 def wire_version() -> str:
-    """A digest of the names and types of everything on the wire: both sides must have the same."""
+    """A digest of the names, types and unsent defaults of everything on the wire: both sides must have the same."""
     messages: tuple[Any, ...] = (Start, Submit, Abort, Shutdown, Hello, Progress, Ready, LoadFailed, Step, Beat)
     payloads: tuple[Any, ...] = (EngineConfig, EngineRequest, SamplingParams, EngineOutput, EngineStats)
     described: list[Any] = [TokenLogprob._fields, [str(reason) for reason in FinishReason]]
     # Annotations are strings, so that the digest does not depend on how a Python version prints types.
     described += [[cls.__name__, sorted(cls.__annotations__.items())] for cls in messages + payloads]
+    described += [[field.name, repr(field.default)] for field in msgspec.structs.fields(EngineOutput)]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
 
 

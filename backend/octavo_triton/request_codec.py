@@ -173,14 +173,14 @@ def _sampling_of_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The sampling parameters among the request's parameters.
 
     Proxies add parameters of their own (the server forwards headers as such), so an unknown one is no error, unless it
-    is so near to a known name that it must be a slip.
+    is so near to a known name that it must be a slip: a header's name has a hyphen, as no parameter of ours has.
     """
     sampling = {}
     for name, value in parameters.items():
         if name in _KNOWN_PARAMETERS:
             sampling[name] = value
         elif name not in _SERVER_PARAMETERS and not name.startswith(("_", "triton_")):
-            near = get_close_matches(name, _KNOWN_PARAMETERS, n=1, cutoff=0.8)
+            near = [] if "-" in name else get_close_matches(name, _KNOWN_PARAMETERS, n=1, cutoff=0.8)
             if near:
                 raise InvalidRequest("request parameter", name, near[0])
             _warn_of_unknown(name)

@@ -13,6 +13,7 @@ BACKEND = "octavo"
 CONFIG = "config.pbtxt"
 SHIM_FOLDER = Path(__file__).resolve().parent / "backend"
 # The field may stand anywhere on a line, in either kind of quotes; nothing else in a config has this name.
+_ANY_TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
 _OUR_BACKEND = re.compile(rf"""\bbackend\s*:\s*(["']){BACKEND}\1""")
 
 
@@ -41,8 +42,9 @@ def assemble_backends(server_root: Path, folder: Path, name: str = BACKEND) -> P
 def assemble_repositories(repositories: Iterable[Path], folder: Path, name: str = BACKEND) -> list[Path]:
     """The repositories to serve: as they are, or where a model names our backend, as a copy that says `name`.
 
-    A copy holds links to everything but config.pbtxt, so paths relative to a version folder or to the model's
-    folder lead to the same files. Models and versions that are added to the original later are not seen.
+    A copy holds links to everything but config.pbtxt, so paths below a version folder or the model's folder lead to
+    the same files; one that leaves the model's folder by ".." must be absolute. Models and versions that are added to
+    the original later are not seen.
     """
     served = []
     for number, repository in enumerate(repositories):
@@ -57,7 +59,7 @@ def assemble_repositories(repositories: Iterable[Path], folder: Path, name: str 
 
 def _names_our_backend(model: Path) -> bool:
     config = model / CONFIG
-    return config.is_file() and _OUR_BACKEND.search(config.read_text(encoding="utf-8")) is not None
+    return config.is_file() and _OUR_BACKEND.search(config.read_text(**_ANY_TEXT)) is not None
 
 
 def _renamed_copy(repository: Path, copy: Path, name: str) -> Path:
@@ -70,6 +72,6 @@ def _renamed_copy(repository: Path, copy: Path, name: str) -> Path:
         for entry in model.iterdir():
             if entry.name != CONFIG:
                 (copy / model.name / entry.name).symlink_to(entry)
-        config = (model / CONFIG).read_text(encoding="utf-8")
-        (copy / model.name / CONFIG).write_text(_OUR_BACKEND.sub(f'backend: "{name}"', config), encoding="utf-8")
+        config = (model / CONFIG).read_text(**_ANY_TEXT)
+        (copy / model.name / CONFIG).write_text(_OUR_BACKEND.sub(f'backend: "{name}"', config), **_ANY_TEXT)
     return copy

@@ -174,7 +174,7 @@ class Sender:
             self._finish(reply)
 
     def _finish(self, reply: Reply) -> None:
-        """FINAL with nothing else, for a reply whose error cannot be told."""
+        """FINAL with nothing else, for a reply whose error cannot be told: the client sees an end without a reason."""
         if not reply.finished:
             with contextlib.suppress(Exception):
                 self._send(reply, None, final=True)

@@ -75,12 +75,18 @@ def test_a_download_dir_is_the_cache(cache: Path, tmp_path: Path, monkeypatch: p
     assert str(config.model).startswith(str(cache))
 
 
+def test_a_relative_download_dir_is_relative_to_the_version_folder(cache: Path) -> None:
+    config = EngineConfig.from_mapping({"model": "octo/tiny", "download_dir": cache.name}, folder=cache.parent)
+    assert str(config.model).startswith(str(cache))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ({"model": "octo/large"}, "revision 'main' is in the cache {cache}: .*`hf download octo/large`"),
         ({"model": "octo/tiny", "revision": "v2"}, "revision 'v2' is in .*`hf download octo/tiny --revision v2`"),
         ({"model": "octo/tiny", "revision": "../refs"}, "revision '../refs' is in"),
+        ({"model": "octo/tiny", "revision": ".."}, "revision '..' is in"),
         ({"model": "a/b", "download_dir": "/c"}, "in the cache /c: .*`hf download a/b --cache-dir /c`"),
     ],
 )

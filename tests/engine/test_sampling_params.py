@@ -33,6 +33,7 @@ def refusal(name: str, value: object) -> InvalidRequest:
         ({"temperature": None, "top_k": None, "stop": None, "max_tokens": None}, {}),
         ({"_backend": 5}, {}),
         ({"logprobs": False}, {}),
+        ({"logprobs": "false"}, {}),
     ],
 )
 def test_values_may_come_as_strings_and_null_means_the_default(sent: dict[str, Any], read: dict[str, Any]) -> None:

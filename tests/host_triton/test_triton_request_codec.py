@@ -89,6 +89,11 @@ def test_an_unknown_parameter_is_warned_of_once(caplog: pytest.LogCaptureFixture
     assert caplog.messages == ["unknown request parameter 'x-forwarded-for' is ignored"]
 
 
+@pytest.mark.parametrize("header", ["x-seed", "x-temperature", "x-request-priority"])
+def test_a_header_that_a_proxy_adds_is_no_slip(header: str) -> None:
+    assert decode({header: "1", "max_tokens": 7}).params.max_tokens == 7
+
+
 @pytest.mark.parametrize(
     ("slip", "right"), [("temprature", "temperature"), ("lora_nam", "lora_name"), ("guided_jsn", "guided_json")]
 )

@@ -88,6 +88,13 @@ def test_paths_in_model_json_lead_to_the_same_files_from_a_copy(tmp_path: Path, 
     assert Path(read_engine_config(copy / "m", "1").model).samefile(model / "weights")
 
 
+def test_a_config_in_another_encoding_keeps_its_bytes(tmp_path: Path, folder: Path) -> None:
+    model = add_model(tmp_path / "models", "old", "")
+    (model / "config.pbtxt").write_bytes(b'# caf\xe9\nbackend: "octavo"\n')
+    (served,) = assemble_repositories([tmp_path / "models"], folder, "vllm")
+    assert (served / "old/config.pbtxt").read_bytes() == b'# caf\xe9\nbackend: "vllm"\n'
+
+
 def test_a_missing_repository_is_named(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(RepositoryError, match=r"no such model repository: .*/nowhere"):
         assemble_repositories([tmp_path / "nowhere"], folder)
