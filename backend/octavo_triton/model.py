@@ -16,17 +16,17 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 import octavo
+from octavo.v2 import INPUTS, OUTPUTS, ModelFacts, RawRequest, decode_request
 from octavo_triton.health import HealthCheck, can_unload_models
 from octavo_triton.log_handler import log_to_server
 from octavo_triton.metrics import MetricsReporter
 from octavo_triton.model_json import Instance, read_engine_config
-from octavo_triton.request_codec import ModelFacts, RawRequest, decode_request
 from octavo_triton.sender import Sender
-from octavo_triton.tensors import INPUTS, OUTPUTS
 
 logger = logging.getLogger(__name__)
 
-# The server waits for its own exit timeout (30 s unless told otherwise), of which this must leave something.
+# At its own end the server waits for its exit timeout (30 s unless told otherwise), of which this must leave something.
+# An unload comes here only when the last request has ended: a server of release 24.10 does not tell its models before.
 DRAIN_S = 15.0
 
 

@@ -21,9 +21,8 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from octavo import OctavoError, RequestCancelled, RequestFailed, RequestOutput, RequestStream
+from octavo.v2 import GenerateRequest, ResponseEncoder
 from octavo_triton.errors import error_reply
-from octavo_triton.request_codec import GenerateRequest
-from octavo_triton.response_codec import ResponseEncoder
 
 logger = logging.getLogger(__name__)
 

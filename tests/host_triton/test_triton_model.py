@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from octavo import ModelLoadError
+from octavo.v2.tensors import INPUTS, OUTPUTS
 from octavo_triton import model as model_module
 from octavo_triton.log_handler import ServerLogHandler
 from octavo_triton.model import TritonPythonModel, check_numpy
-from octavo_triton.tensors import INPUTS, OUTPUTS
 
 pb_utils = sys.modules["triton_python_backend_utils"]
 WAIT_S = 30

@@ -24,7 +24,7 @@ from octavo import (
     SamplingParams,
     Usage,
 )
-from octavo_triton.request_codec import GenerateRequest
+from octavo.v2.request_codec import GenerateRequest
 from octavo_triton.sender import POLL_SLICE, Sender, poll_pause_s
 
 WAIT_S = 10

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from host_triton.wire import ALL_OUTPUTS, decode
+from v2.wire import ALL_OUTPUTS, decode
 
 from octavo import ChatPrompt, InvalidRequest, SamplingParams
-from octavo_triton.request_codec import ModelFacts, _warn_of_unknown
-from octavo_triton.tensors import INPUTS, OUTPUTS, RETURN_FLAGS
+from octavo.v2.request_codec import ModelFacts, _warn_of_unknown
+from octavo.v2.tensors import INPUTS, OUTPUTS, RETURN_FLAGS
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "look"}}]

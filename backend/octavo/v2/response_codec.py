@@ -11,9 +11,9 @@ from dataclasses import asdict
 
 import numpy as np
 
-from octavo import CompletionOutput, Logprob, RequestOutput, Timing
-from octavo_triton.request_codec import GenerateRequest
-from octavo_triton.tensors import Array
+from octavo.outputs import CompletionOutput, Logprob, RequestOutput, Timing
+from octavo.v2.request_codec import GenerateRequest
+from octavo.v2.tensors import Array
 
 # JSON has no infinity; this is what OpenAI's API and vLLM write for "impossible".
 LOWEST_LOGPROB = -9999.0

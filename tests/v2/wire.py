@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from octavo import CompletionOutput, RequestOutput, Usage
-from octavo_triton.request_codec import GenerateRequest, ModelFacts, RawRequest, decode_request
-from octavo_triton.tensors import OUTPUTS, Array
+from octavo.v2.request_codec import GenerateRequest, ModelFacts, RawRequest, decode_request
+from octavo.v2.tensors import OUTPUTS, Array
 
 ALL_OUTPUTS = frozenset(spec.name for spec in OUTPUTS)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from host_triton.wire import decode, output
+from v2.wire import decode, output
 
 from octavo import CompletionOutput, FinishReason, Logprob, Timing
-from octavo_triton.response_codec import LOWEST_LOGPROB, ResponseEncoder
-from octavo_triton.tensors import RETURN_FLAGS
+from octavo.v2.response_codec import LOWEST_LOGPROB, ResponseEncoder
+from octavo.v2.tensors import RETURN_FLAGS
 
 ALL_FLAGS = dict.fromkeys(RETURN_FLAGS, True)
 

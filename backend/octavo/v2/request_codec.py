@@ -12,8 +12,11 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
-from octavo import ChatPrompt, InvalidRequest, SamplingParams, parse_int, parse_json
-from octavo_triton.tensors import RETURN_FLAGS, TEXT_OUTPUT, Array
+from octavo.errors import InvalidRequest
+from octavo.parsing import parse_int, parse_json
+from octavo.prompt import ChatPrompt
+from octavo.sampling_params import SamplingParams
+from octavo.v2.tensors import RETURN_FLAGS, TEXT_OUTPUT, Array
 
 logger = logging.getLogger(__name__)
 

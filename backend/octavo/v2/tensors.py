@@ -1,4 +1,4 @@
-"""The inputs and outputs of a model on the Triton server: the contract's two tables. Knows no value of any of them."""
+"""The inputs and outputs of a model on the v2 protocol: the contract's two tables. Knows no value of any of them."""
 
 from __future__ import annotations
 
