@@ -35,7 +35,7 @@ class FrontStats:
         self._latest = latest
 
     def process_ended(self) -> None:
-        """The counters of the next engine process start at zero: keeps those of the last."""
+        """It runs nothing and holds no block any more; its counters are kept, as the next one's start at zero."""
         self._ended_processes.update({name: getattr(self._latest, name) for name in _TOTALS})
         self._latest = EngineStats()
 

@@ -116,6 +116,7 @@ class LiveTable:
         with self._changed:
             self.state = State.DEAD
             self._failure = self._failure or failure
+            self._stats.process_ended()
             self._changed.notify_all()
 
     def wait_ready(self, timeout_s: float | None) -> None:

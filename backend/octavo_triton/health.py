@@ -6,14 +6,13 @@ Knows no request. Restarts within the engine's limit are not its business: they 
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
 import octavo
 from octavo_triton.errors import UnhealthyEngine
+from octavo_triton.server_command import server_option
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +82,8 @@ class HealthCheck:
 
 
 def can_unload_models(server_process: int | None = None) -> bool:
-    """Whether the server, our parent process, runs under explicit model control, by its command line.
+    """Whether the server runs under explicit model control, by its command line.
 
     A server of release 24.10 that is asked to unload a model under any other mode aborts if it is executing requests.
     """
-    try:
-        command = Path(f"/proc/{server_process or os.getppid()}/cmdline").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return f"{_CONTROL_OPTION}=explicit\0" in command or f"{_CONTROL_OPTION}\0explicit\0" in command
+    return server_option(_CONTROL_OPTION, server_process) == "explicit"

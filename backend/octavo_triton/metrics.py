@@ -1,7 +1,8 @@
 """The engine's numbers on the server's /metrics page.
 
-The server crashes when two threads touch a Metric, and when one outlives its model; so one reporter thread owns them
-all, from creation to deletion. What is reported is octavo's table; this knows only how the server wants to be told.
+The server crashes when two threads touch a Metric, when one outlives its model, and when two processes that share its
+labels do not delete it at once; so one reporter thread, the only one with these labels, owns all from creation to
+deletion. What is reported is octavo's table; this knows only how the server wants to be told.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf, nextafter
 from typing import Any, Protocol
 
 import triton_python_backend_utils as pb_utils
 
 from octavo import METRICS, EngineStats, HistogramMetric, Metric, MetricKind
+from octavo_triton.server_command import server_option
+from octavo_triton.server_wide_lock import ServerWideLock
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,7 @@ REPORT_INTERVAL_S = 0.25
 ROUND_OBSERVATIONS = 1000
 BUSY_SHARE = 0.2
 LAST_ROUNDS_S = 0.5
+_METRICS_OPTION = "--allow-metrics"
 
 
 class Sample(Protocol):
@@ -148,7 +152,13 @@ def _samples(family: Any, metric: Metric | HistogramMetric, stats: EngineStats, 
 
 
 class MetricsReporter:
-    """Pushes snapshots of the engine's stats into the page, from a thread of its own."""
+    """Pushes snapshots of the engine's stats into the page, from a thread of its own.
+
+    For all stubs together, the server has one line of its page for the same labels, and forgets it when the first of
+    them deletes its Metric: the next report of another ends the server. A model that is reloaded in place has two
+    stubs for a while, so the new one waits until the old one's lines are gone. Snapshots count from the load: it
+    loses nothing by that.
+    """
 
     def __init__(self, stats: Callable[[], EngineStats], labels: dict[str, str]) -> None:
         self._stats = stats
@@ -163,6 +173,19 @@ class MetricsReporter:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            lock = ServerWideLock("metrics", *(f"{key}={value}" for key, value in sorted(self._labels.items())))
+            while not lock.acquire():
+                if self._closing.wait(REPORT_INTERVAL_S):
+                    return
+        except OSError:
+            logger.exception("metrics are not reported")
+            return
+        self._own_page()
+        # Each deletion has waited for the server's: now it has no Metric with these labels.
+        lock.release()
+
+    def _own_page(self) -> None:
         page = Page()
         try:
             page.create(self._stats(), self._labels)
@@ -183,3 +206,21 @@ class MetricsReporter:
         stats, end = self._stats(), time.monotonic() + LAST_ROUNDS_S
         while not page.report(stats) and time.monotonic() < end:
             pass
+
+
+def start_reporting(stats: Callable[[], EngineStats], labels: dict[str, str]) -> MetricsReporter | None:
+    """A reporter, unless the server has metrics switched off, which release 24.10 does not tell in any other way."""
+    if server_option(_METRICS_OPTION) in ("false", "off", "0"):
+        logger.warning("[vllm] Metrics not supported (the server was started with %s=false)", _METRICS_OPTION)
+        return None
+    return MetricsReporter(stats, labels)
+
+
+def labels_of(args: Mapping[str, str], model_config: Mapping[str, Any]) -> dict[str, str]:
+    """The model and its version; and the instance where the model has several, so that each has lines of its own."""
+    labels = {"model": args["model_name"], "version": args["model_version"]}
+    num_instances = 0
+    for group in model_config.get("instance_group", ()):
+        num_devices = len(group.get("gpus", ())) if group.get("kind") == "KIND_GPU" else 1
+        num_instances += int(group.get("count", 1)) * max(num_devices, 1)
+    return labels | {"instance": args["model_instance_name"]} if num_instances > 1 else labels

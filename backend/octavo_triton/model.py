@@ -19,7 +19,7 @@ import octavo
 from octavo.v2 import INPUTS, OUTPUTS, ModelFacts, RawRequest, decode_request
 from octavo_triton.health import HealthCheck, can_unload_models
 from octavo_triton.log_handler import log_to_server
-from octavo_triton.metrics import MetricsReporter
+from octavo_triton.metrics import MetricsReporter, labels_of, start_reporting
 from octavo_triton.model_json import Instance, read_engine_config
 from octavo_triton.sender import Sender
 
@@ -85,7 +85,7 @@ class TritonPythonModel:
             self._health = HealthCheck(self._engine, name, can_unload_models())
         self._sender = Sender(self._health.explain) if self._health is not None else Sender()
         if asks_for(model_config, "REPORT_CUSTOM_METRICS") and not config.disable_log_stats:
-            self._metrics = MetricsReporter(self._engine.stats, {"model": name, "version": version})
+            self._metrics = start_reporting(self._engine.stats, labels_of(args, model_config))
 
     def execute(self, requests: list[Any]) -> None:
         """Admits requests; their responses come from the sender thread. A bad request fails alone."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+from octavo.config import EngineConfig
 from octavo.deadlines import Deadlines
+from octavo.errors import EngineDead
 from octavo.front_stats import FrontStats
+from octavo.live_table import LiveTable
 from octavo.outputs import FinishReason
-from octavo.stats import EngineStats
+from octavo.stats import EngineStats, Observations
 from octavo.supervisor import RestartLimit
 
 
@@ -19,6 +22,18 @@ def test_counters_go_on_where_the_last_process_ended() -> None:
     assert stats.snapshot().num_requests_running == 0
     stats.update(EngineStats(steps_total=2))
     assert stats.snapshot().steps_total == 7
+
+
+def test_a_dead_engine_runs_nothing_and_holds_no_block_but_its_counters_stay() -> None:
+    table = LiveTable(EngineConfig())
+    table.count(EngineStats(steps_total=5, num_requests_running=3, num_blocks=8, num_free_blocks=2), [], Observations())
+    assert table.snapshot().num_used_blocks == 6
+    # Shut down after it died: the death is told twice.
+    for cause in ("the engine process exited", "the engine was shut down"):
+        table.set_dead(EngineDead(cause))
+        seen = table.snapshot()
+        assert (seen.num_requests_running, seen.num_used_blocks, seen.kv_cache_usage) == (0, 0, 0)
+        assert (seen.steps_total, seen.engine_restarts_total) == (5, 0)
 
 
 def test_ends_are_counted_by_reason() -> None:

@@ -15,7 +15,8 @@ import pytest
 from octavo import METRICS, EngineStats
 from octavo.recorder import Recorder
 from octavo.stats import Observations
-from octavo_triton.metrics import MetricsReporter, Page
+from octavo_triton.metrics import MetricsReporter, Page, labels_of, start_reporting
+from octavo_triton.server_wide_lock import ServerWideLock
 
 WAIT_S = 10
 LABELS = {"model": "m", "version": "1"}
@@ -41,6 +42,22 @@ class Engine:
 @pytest.fixture
 def engine() -> Engine:
     return Engine()
+
+
+@pytest.fixture
+def lock_refused(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a reporter has found the lock taken."""
+    refused = threading.Event()
+    acquire = ServerWideLock.acquire
+
+    def watched(lock: ServerWideLock) -> bool:
+        acquired = acquire(lock)
+        if not acquired:
+            refused.set()
+        return acquired
+
+    monkeypatch.setattr(ServerWideLock, "acquire", watched)
+    return refused
 
 
 @pytest.fixture
@@ -179,6 +196,127 @@ def test_only_the_reporters_thread_touches_metrics_and_they_end_with_it(
     reporter.close()
     gc.collect()
     assert [ref() for ref in kept] == [None] * len(kept)
+
+
+def test_a_second_reporter_with_the_same_labels_waits_for_the_end_of_the_first_and_loses_nothing(
+    engine: Engine, metric_families: list[Any], lock_refused: threading.Event
+) -> None:
+    first = MetricsReporter(engine.stats, LABELS)
+    assert engine.was_read_twice.wait(WAIT_S)
+    reloaded = Engine()
+    reloaded.scalars = {"steps_total": 7}
+    second = MetricsReporter(reloaded.stats, LABELS)
+    assert lock_refused.wait(WAIT_S)
+    assert len(metric_families) == len(METRICS)
+    first.close()
+    assert reloaded.was_read_twice.wait(WAIT_S)
+    assert len(metric_families) == 2 * len(METRICS)
+    second.close()
+    assert values(metric_families[len(METRICS) :], "octavo:steps_total") == [7]
+
+
+def test_other_labels_need_not_wait(engine: Engine, metric_families: list[Any], lock_refused: threading.Event) -> None:
+    engines = engine, Engine()
+    reporters = [MetricsReporter(one.stats, LABELS | {"instance": f"m_0_{i}"}) for i, one in enumerate(engines)]
+    assert all(one.was_read_twice.wait(WAIT_S) for one in engines)
+    for reporter in reporters:
+        reporter.close()
+    assert not lock_refused.is_set()
+
+
+def test_closing_ends_the_wait_for_another_reporter_at_once(
+    engine: Engine, metric_families: list[Any], lock_refused: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_triton.metrics.REPORT_INTERVAL_S", 10 * WAIT_S)
+    first = MetricsReporter(engine.stats, LABELS)
+    assert engine.was_read_twice.wait(WAIT_S)
+    second = MetricsReporter(engine.stats, LABELS)
+    assert lock_refused.wait(WAIT_S)
+    closing = threading.Thread(target=second.close, daemon=True)
+    closing.start()
+    closing.join(WAIT_S)
+    assert not closing.is_alive()
+    first.close()
+    assert len(metric_families) == len(METRICS)
+
+
+@pytest.mark.parametrize("fails_at", ["", TTFT])
+def test_the_lock_is_let_go_after_every_metric_and_family(
+    engine: Engine, fails_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[weakref.ref[Any]] = []
+    left: list[list[Any]] = []
+
+    class Families:
+        def append(self, family: Any) -> None:
+            kept.append(weakref.ref(family))
+            if family.name == fails_at:
+                raise RuntimeError("refused halfway")
+
+    def release(lock: ServerWideLock) -> None:
+        # The stand-in's families and metrics know each other.
+        gc.collect()
+        left.append([ref() for ref in kept if ref() is not None])
+        release_really(lock)
+
+    release_really = ServerWideLock.release
+    monkeypatch.setattr(ServerWideLock, "release", release)
+    # A kept log record would keep the frames in which the failure happened, and what they hold.
+    monkeypatch.setattr("octavo_triton.metrics.logger.exception", lambda text: None)
+    monkeypatch.setattr(sys.modules["triton_python_backend_utils"].MetricFamily, "created", Families())
+    MetricsReporter(engine.stats, LABELS).close()
+    assert kept
+    assert left == [[]]
+
+
+def test_a_system_without_the_lock_has_no_metrics_and_says_so(
+    engine: Engine, metric_families: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lock: ServerWideLock) -> bool:
+        raise PermissionError("no such sockets here")
+
+    monkeypatch.setattr(ServerWideLock, "acquire", refuse)
+    MetricsReporter(engine.stats, LABELS).close()
+    assert not metric_families
+    assert caplog.messages == ["metrics are not reported"]
+
+
+@pytest.mark.parametrize("value", ["false", "off", "0"])
+def test_a_server_started_without_metrics_gets_no_reporter_but_a_line_in_the_log(
+    engine: Engine, value: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_triton.metrics.server_option", {"--allow-metrics": value}.get)
+    assert start_reporting(engine.stats, LABELS) is None
+    assert caplog.messages == ["[vllm] Metrics not supported (the server was started with --allow-metrics=false)"]
+
+
+@pytest.mark.parametrize("value", ["true", None])
+def test_a_server_with_metrics_gets_a_reporter(
+    engine: Engine, metric_families: list[Any], value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_triton.metrics.server_option", {"--allow-metrics": value}.get)
+    reporter = start_reporting(engine.stats, LABELS)
+    assert reporter is not None
+    reporter.close()
+    assert metric_families
+
+
+@pytest.mark.parametrize(
+    ("groups", "several"),
+    [
+        ([], False),
+        ([{"kind": "KIND_MODEL", "count": 1, "gpus": []}], False),
+        ([{"kind": "KIND_CPU", "count": 2}], True),
+        ([{"kind": "KIND_CPU"}, {"kind": "KIND_MODEL"}], True),
+        ([{"kind": "KIND_GPU", "count": 1, "gpus": [0]}], False),
+        ([{"kind": "KIND_GPU", "count": 1, "gpus": [0, 1]}], True),
+        ([{"kind": "KIND_GPU", "count": 2, "gpus": []}], True),
+    ],
+)
+def test_lines_are_labelled_by_instance_where_there_are_several(groups: list[dict[str, Any]], several: bool) -> None:
+    args = {"model_name": "m", "model_version": "1", "model_instance_name": "m_0_1"}
+    expected = LABELS | {"instance": "m_0_1"} if several else LABELS
+    assert labels_of(args, {"instance_group": groups}) == expected
 
 
 def test_closing_reports_what_is_left(engine: Engine, metric_families: list[Any]) -> None:

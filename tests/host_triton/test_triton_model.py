@@ -222,7 +222,7 @@ def test_what_breaks_after_the_engine_is_ready_ends_the_engine(
     def broken(*_: object) -> None:
         raise RuntimeError("no thread")
 
-    monkeypatch.setattr(model_module, "MetricsReporter", broken)
+    monkeypatch.setattr(model_module, "start_reporting", broken)
     model = TritonPythonModel()
     engine = {"model": str(fake_model), "executor": "octavo.testing:create_fake_executor"}
     with pytest.raises(RuntimeError, match="no thread"):
