@@ -22,8 +22,14 @@ pip() { "$1" -m pip "$2" --quiet --disable-pip-version-check --constraint "$CONS
 package_of() { "$1" -P -c 'import octavo_triton; print(octavo_triton.__path__[0])'; }
 
 wheel() {
-  pip "$1" install setuptools
-  pip "$1" wheel --no-deps --no-build-isolation --wheel-dir "$3" "$2"
+  SCRATCH=$(mktemp -d)
+  trap 'rm -rf "$SCRATCH"' EXIT
+  # setuptools beside PYTHON, which stays as it is.
+  pip "$1" install --target "$SCRATCH/tools" setuptools
+  # A copy, because a build leaves its files in the folder, and the next build would put them into its wheel.
+  mkdir "$SCRATCH/source"
+  cp -r "$2"/{LICENSE,README.md,pyproject.toml,backend,kserve} "$SCRATCH/source"
+  PYTHONPATH=$SCRATCH/tools pip "$1" wheel --no-deps --no-build-isolation --wheel-dir "$3" "$SCRATCH/source"
 }
 
 torch() {

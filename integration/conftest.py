@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from model_repositories import options_for
 
-from octavo_triton.launch import ServerOptions, TritonServer, free_port
+from octavo_triton.launch import TritonServer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -26,13 +27,5 @@ def server_dir() -> Path:
 @pytest.fixture(scope="session")
 def triton_server(server_dir: Path) -> Iterator[TritonServer]:
     """One server with the embedded model, as `make serve` starts it."""
-    options = ServerOptions(
-        model_repository=REPOSITORY / "model_repository",
-        server_dir=server_dir,
-        http_port=free_port(),
-        grpc_port=free_port(),
-        metrics_port=free_port(),
-        start_timeout_s=120,
-    )
-    with TritonServer(options) as server:
+    with TritonServer(options_for(REPOSITORY / "model_repository", server_dir, load_models=None)) as server:
         yield server

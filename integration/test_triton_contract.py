@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import queue
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import pytest
 import triton_clients as clients
 import triton_ways as ways
 import tritonclient.grpc as grpcclient
+from model_repositories import FAST, KIND_MODEL, UNARY, add_fake_model, add_model, killed_afterwards, options_for
 from triton_ways import Call, Response
 from tritonclient.utils import InferenceServerException
 
-from octavo.testing import make_fake_model
-from octavo_triton.launch import ServerOptions, TritonServer, free_port
+from octavo_triton.launch import TritonServer, find_server
 
 pytestmark = pytest.mark.slow
 
@@ -34,43 +33,26 @@ FLAGS = (
 ALL_FLAGS = dict.fromkeys(FLAGS, True)
 ALL_OUTPUTS = {"text_output", *(flag.removeprefix("return_") for flag in FLAGS)}
 STREAMED = {"stream": True}
-CONFIG = """backend: "octavo"
-model_transaction_policy {{ decoupled: {decoupled} }}
-instance_group [ {{ count: 1 kind: KIND_MODEL }} ]
-"""
+FAKE_CONTEXT = 1024
 TOOL_TEMPLATE = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{{ messages[0].content }}"
-
-
-def write_model(repository: Path, name: str, decoupled: bool, engine: dict[str, Any]) -> None:
-    folder = repository / name / "1"
-    folder.mkdir(parents=True)
-    (folder.parent / "config.pbtxt").write_text(CONFIG.format(decoupled=str(decoupled).lower()))
-    (folder / "model.json").write_text(json.dumps(engine))
 
 
 @pytest.fixture(scope="module")
 def server(server_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server that forwards every header: the embedded model without streams, a fake one whose template has tools."""
-    folder = tmp_path_factory.mktemp("contract")
-    fake = make_fake_model(folder / "weights")
-    (fake / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", "chat_template": TOOL_TEMPLATE}))
-    write_model(folder / "models", "unary", False, {})
-    executor = "octavo.testing:create_fake_executor"
-    write_model(folder / "models", "fake", True, {"model": str(fake), "executor": executor})
-    options = ServerOptions(
-        model_repository=folder / "models",
-        server_dir=server_dir,
-        http_port=free_port(),
-        grpc_port=free_port(),
-        metrics_port=free_port(),
-        start_timeout_s=120,
-        extra=("--http-header-forward-pattern=.*",),
-    )
-    with TritonServer(options) as server:
+    """A server that forwards every header and has a response cache.
+
+    Its models: the embedded one without streams, a fake one whose template has tools, and one that uses the cache.
+    """
+    repository = tmp_path_factory.mktemp("contract")
+    add_model(repository, "unary", KIND_MODEL + UNARY)
+    fake = add_fake_model(repository, "fake", executor=FAST, max_model_len=FAKE_CONTEXT)
+    template = json.dumps({"eos_token": "<eos>", "chat_template": TOOL_TEMPLATE})
+    (fake / "weights/tokenizer_config.json").write_text(template, encoding="utf-8")
+    add_fake_model(repository, "cached", KIND_MODEL + UNARY + "response_cache { enable: true }\n", executor=FAST)
+    cache = ("--cache-config=local,size=1048576", f"--cache-directory={find_server(server_dir) / 'caches'}")
+    extra = ("--http-header-forward-pattern=.*", *cache)
+    with killed_afterwards(options_for(repository, server_dir, load_models=None, extra=extra)) as server:
         yield server
-        # A stream that ends by `triton_grpc_error` now and then keeps its model alive in this release, and the server
-        # then waits for its whole exit timeout.
-        server.kill()
 
 
 def call(model: str, sampling: dict[str, Any], **inputs: str | bool) -> Call:
@@ -102,7 +84,7 @@ DECOUPLED: dict[str, tuple[Way, dict[str, bool]]] = {
     "generate": (ways.over_generate, {}),
     "generate_stream": (ways.over_generate_stream, STREAMED),
 }
-UNARY: dict[str, Way] = {"http": ways.over_http, "grpc": ways.over_grpc, "generate": ways.over_generate}
+NOT_DECOUPLED: dict[str, Way] = {"http": ways.over_http, "grpc": ways.over_grpc, "generate": ways.over_generate}
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +119,11 @@ def test_all_outputs_come_by_every_way_into_a_decoupled_model(
     assert (len(responses) > 1) == bool(mode)
 
 
-@pytest.mark.parametrize("name", UNARY)
+@pytest.mark.parametrize("name", NOT_DECOUPLED)
 def test_all_outputs_come_by_every_way_into_a_model_with_one_response(
     server: TritonServer, expected: str, name: str
 ) -> None:
-    check_greedy_outputs(UNARY[name](server, call("unary", SAMPLING, **ALL_FLAGS)), expected)
+    check_greedy_outputs(NOT_DECOUPLED[name](server, call("unary", SAMPLING, **ALL_FLAGS)), expected)
 
 
 @pytest.mark.parametrize("name", DECOUPLED)
@@ -237,7 +219,7 @@ def test_an_echo_before_messages_is_the_text_as_given(server: TritonServer) -> N
 def test_a_chat_goes_on_to_the_end_of_the_context_unless_told_otherwise(server: TritonServer) -> None:
     inputs = {"text_input": "", "messages": MESSAGES} | ALL_FLAGS
     found = ways.whole(ways.over_generate(server, Call("fake", inputs)))
-    assert found["num_output_tokens"][0] + found["num_input_tokens"][0] == 1024
+    assert found["num_output_tokens"][0] + found["num_input_tokens"][0] == FAKE_CONTEXT
     plain = ways.whole(ways.over_generate(server, Call("fake", {"text_input": "a"} | ALL_FLAGS)))
     assert plain["num_output_tokens"] == [16]
 
@@ -282,6 +264,21 @@ def test_a_model_that_is_not_decoupled_refuses_to_stream(server: TritonServer, w
         way(server, call("unary", SAMPLING, **STREAMED))
 
 
+def test_the_response_cache_answers_a_request_that_was_answered_before(server: TritonServer) -> None:
+    """Its key is made of the inputs; request parameters are not among them."""
+
+    def counts() -> dict[str, float]:
+        lines = (line for line in clients.metric_lines(server) if line[1].get("model") == "cached")
+        return {name: value for name, _, value in lines if name.startswith("nv_cache_num_")}
+
+    calls = [call("cached", SAMPLING | {"max_tokens": count}, **ALL_FLAGS) for count in (9, 9, 5)]
+    first, again, other = (ways.over_grpc(server, each) for each in calls)
+    # Its timing too, which a second computation would not repeat.
+    assert again == first
+    assert [found[0]["num_output_tokens"] for found in (first, other)] == [[9], [5]]
+    assert counts() == {"nv_cache_num_hits_per_model": 1, "nv_cache_num_misses_per_model": 2}
+
+
 CODES: dict[str, tuple[dict[str, Any], int | None, str]] = {
     "INVALID_ARGUMENT": ({"temperature": -1}, None, "temperature: -1"),
     "UNAVAILABLE": ({"max_tokens": 8000, "ignore_eos": True}, 1000, "Request timeout expired"),
@@ -305,14 +302,12 @@ def test_grpc_without_a_stream_carries_real_codes_always(server: TritonServer) -
 
 
 def test_bad_requests_among_good_ones_of_one_stream_fail_alone(triton_server: TritonServer, expected: str) -> None:
-    arrived: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
     good, bad = call("smollm2", SAMPLING).inputs, call("smollm2", {"temperature": -1}).inputs
-    with grpcclient.InferenceServerClient(triton_server.grpc_address) as client:
-        client.start_stream(callback=lambda result, error: arrived.put((result, error)))
+    with clients.grpc_stream(triton_server) as (client, next_answer):
         for i in range(8):
             inputs = clients.tensors_of(grpcclient, bad if i % 2 else good)
             client.async_stream_infer("smollm2", inputs, request_id=str(i))
-        answers = [arrived.get(timeout=clients.WAIT_S) for _ in range(8)]
+        answers = [next_answer() for _ in range(8)]
     texts = [result.as_numpy("text_output")[0].decode() for result, error in answers if error is None]
     errors = [str(error) for _, error in answers if error is not None]
     assert texts == [expected] * 4

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import triton_clients as clients
+from model_repositories import options_for
 
-from octavo_triton.launch import ServerOptions, TritonServer, free_port
+from octavo_triton.launch import TritonServer
 from octavo_triton.server import welcome
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -23,16 +24,8 @@ NO_BYTE_CODE = {"PYTHONDONTWRITEBYTECODE": "1"}
 
 @pytest.fixture(scope="module")
 def examples_server(server_dir: Path) -> Iterator[TritonServer]:
-    options = ServerOptions(
-        model_repository=(REPOSITORY / "model_repository", EXAMPLES),
-        server_dir=server_dir,
-        http_port=free_port(),
-        grpc_port=free_port(),
-        metrics_port=free_port(),
-        start_timeout_s=120,
-        environment=NO_BYTE_CODE,
-    )
-    with TritonServer(options) as server:
+    repositories = (REPOSITORY / "model_repository", EXAMPLES)
+    with TritonServer(options_for(repositories, server_dir, load_models=None, environment=NO_BYTE_CODE)) as server:
         yield server
 
 

@@ -11,14 +11,13 @@ import psutil
 import pytest
 import triton_clients as clients
 import tritonclient.grpc as grpcclient
-from fake_repository import KIND_MODEL, add_fake_model, generate, load, num_processes, options_for, unload
+from model_repositories import KIND_MODEL, UNARY, add_fake_model, generate, load, num_processes, options_for, unload
 from tritonclient.utils import InferenceServerException
 
 from octavo_triton.launch import TritonServer
 
 UNAVAILABLE = "Model is unavailable due to unhealthy vLLM engine"
 PLAIN = "Error generating stream: the engine process was ended by SIGKILL, after 0 restarts within 300 s"
-UNARY = "model_transaction_policy { decoupled: false }\n"
 HANG_AT_STEP = 50
 
 

@@ -3,7 +3,6 @@ folder, with the same script. Nothing of the checkout is used but what the Docke
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -14,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import triton_clients as clients
+from model_repositories import FAST, add_fake_model, options_for
 
-from octavo.testing import make_fake_model
-from octavo_triton.launch import ServerOptions, TritonServer, free_port
+from octavo_triton.launch import ServerOptions, TritonServer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # The release that these tests run was built for it; newer ones take numpy 2.
@@ -85,23 +84,22 @@ def copy_sources(folder: Path) -> Path:
 
 def options(installation: Installation, models: Path, engine_python: Path) -> ServerOptions:
     """A server as the image's CMD starts it: its own backend folder holds ours, and no launcher adds any."""
-    return ServerOptions(
-        model_repository=models,
-        server_dir=installation.folder,
-        http_port=free_port(),
-        grpc_port=free_port(),
-        metrics_port=free_port(),
-        start_timeout_s=120,
+    return options_for(
+        models,
+        installation.folder,
+        load_models=None,
         environment={"OCTAVO_ENGINE_PYTHON": str(engine_python)},
         extra=(f"--backend-directory={installation.folder / 'backends'}",),
     )
 
 
-def add_model(repository: Path, name: str, backend: str, arguments: dict[str, str]) -> None:
-    folder = repository / name / "1"
-    folder.mkdir(parents=True)
-    (repository / name / "config.pbtxt").write_text(f'backend: "{backend}"\n', encoding="utf-8")
-    (folder / "model.json").write_text(json.dumps(arguments), encoding="utf-8")
+def names_in(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def packages_of(python: Path) -> str:
+    listing = [python, "-m", "pip", "list", "--format=freeze"]
+    return subprocess.run(listing, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.slow
@@ -124,22 +122,33 @@ def test_the_wheel_holds_every_file_of_the_packages(installation: Installation) 
 
 
 @pytest.mark.slow
+def test_a_wheel_holds_only_what_is_there_now_and_its_build_leaves_nothing_behind(
+    installation: Installation, tmp_path: Path
+) -> None:
+    source = shutil.copytree(installation.folder / "src", tmp_path / "src")
+    (source / "backend/octavo/bench.py").unlink()
+    before = names_in(source), packages_of(installation.python)
+    run_step("wheel", installation.python, source, tmp_path / "dist")
+    assert (names_in(source), packages_of(installation.python)) == before
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    gone = set(zipfile.ZipFile(installation.wheel).namelist()) - set(zipfile.ZipFile(wheel).namelist())
+    assert gone == {"octavo/bench.py"}
+
+
+@pytest.mark.slow
 def test_the_servers_python_needs_no_torch_and_nothing_of_the_checkout(installation: Installation) -> None:
     code = "import sys, octavo, octavo_triton; print(octavo.__file__, octavo_triton.__file__, 'torch' in sys.modules)"
     done = subprocess.run([installation.python, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     front, host, torch = done.stdout.split()
     assert Path(front).is_relative_to(installation.folder) and Path(host).is_relative_to(installation.folder)
     assert torch == "False"
-    listed = subprocess.run([installation.python, "-m", "pip", "list"], capture_output=True, text=True, check=True)
-    assert "torch" not in listed.stdout
+    assert "torch" not in packages_of(installation.python)
 
 
 @pytest.mark.slow
 def test_an_installed_backend_answers_under_both_of_its_names(installation: Installation, tmp_path: Path) -> None:
-    fake = make_fake_model(tmp_path / "fake")
-    arguments = {"model": str(fake), "executor": "octavo.testing:create_fake_executor"}
     for backend in ("octavo", "vllm"):
-        add_model(tmp_path / "models", f"as_{backend}", backend, arguments)
+        add_fake_model(tmp_path / "models", f"as_{backend}", f'backend: "{backend}"\n', executor=FAST)
     # The fake executor needs no torch, so the light environment can run the engine too.
     with TritonServer(options(installation, tmp_path / "models", installation.python)) as server:
         assert server.models() == ["as_octavo", "as_vllm"]
@@ -151,7 +160,7 @@ def test_an_installed_backend_answers_under_both_of_its_names(installation: Inst
         assert [engine.cmdline()[0] for engine in engines] == [str(installation.python)] * 2
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_engines_environment_serves_the_embedded_model(
     installation: Installation, triton_server: TritonServer, tmp_path: Path

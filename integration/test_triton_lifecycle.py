@@ -18,21 +18,11 @@ import psutil
 import pytest
 import triton_clients as clients
 import tritonclient.grpc as grpcclient
+from model_repositories import KIND_MODEL, UNARY, add_model, load, num_processes, options_for, unload
 from tritonclient.utils import InferenceServerException
 
 from octavo.testing import make_fake_model
-from octavo_triton.launch import LaunchError, ServerOptions, TritonServer, find_default_model, free_port
-
-CONFIG = 'backend: "octavo"\ninstance_group [ { count: 1 kind: KIND_MODEL } ]\n'
-
-
-def add_model(repository: Path, name: str, arguments: str) -> Path:
-    """A model with this model.json; returns its version folder."""
-    folder = repository / name / "1"
-    folder.mkdir(parents=True)
-    (repository / name / "config.pbtxt").write_text(CONFIG, encoding="utf-8")
-    (folder / "model.json").write_text(arguments, encoding="utf-8")
-    return folder
+from octavo_triton.launch import LaunchError, TritonServer, find_default_model, free_port
 
 
 def write_json(file: Path, value: object) -> None:
@@ -44,44 +34,27 @@ def write_json(file: Path, value: object) -> None:
 def broken_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the embedded model and, beside it, models that cannot be loaded."""
     repository = tmp_path_factory.mktemp("models")
-    add_model(repository, "smollm2", "{}")
-    add_model(repository, "unary", "{}")
-    with (repository / "unary" / "config.pbtxt").open("a", encoding="utf-8") as config_file:
-        config_file.write("model_transaction_policy { decoupled: false }\n")
-    add_model(repository, "bad_json", '{"model": ')
-    add_model(repository, "bad_key", '{"no_such_argument": 1}')
-    folder = add_model(repository, "missing_shard", '{"model": "weights"}') / "weights"
+    add_model(repository, "smollm2")
+    add_model(repository, "unary", KIND_MODEL + UNARY)
+    (add_model(repository, "bad_json") / "1/model.json").write_text('{"model": ', encoding="utf-8")
+    add_model(repository, "bad_key", no_such_argument=1)
+    folder = add_model(repository, "missing_shard", model="../weights") / "weights"
     config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 8, "hidden_size": 8, "max_position_embeddings": 64}
     write_json(folder / "config.json", config)
     write_json(folder / "model.safetensors.index.json", {"weight_map": {"a": "model-00001-of-00002.safetensors"}})
-    weights = "$$TRITON_MODEL_DIRECTORY/1/weights"
-    make_fake_model(add_model(repository, "unknown_architecture", json.dumps({"model": weights})) / "weights")
-    folder = add_model(repository, "truncated", '{"model": "../weights.gguf"}')
+    make_fake_model(add_model(repository, "unknown_architecture", model="../weights") / "weights")
+    folder = add_model(repository, "truncated", model="../weights.gguf")
     (default_model,) = find_default_model(sys.executable).values()
     with open(default_model, "rb") as whole:
-        (folder.parent / "weights.gguf").write_bytes(whole.read(5_000_000))
+        (folder / "weights.gguf").write_bytes(whole.read(5_000_000))
     return repository
 
 
 @pytest.fixture(scope="module")
 def explicit_server(server_dir: Path, broken_models: Path) -> Iterator[TritonServer]:
     """A server under explicit model control that has loaded the good model."""
-    options = ServerOptions(
-        model_repository=broken_models,
-        server_dir=server_dir,
-        http_port=free_port(),
-        grpc_port=free_port(),
-        metrics_port=free_port(),
-        load_models=("smollm2",),
-        start_timeout_s=120,
-    )
-    with TritonServer(options) as server:
+    with TritonServer(options_for(broken_models, server_dir, load_models=("smollm2",))) as server:
         yield server
-
-
-def load(server: TritonServer, name: str) -> tuple[int, str]:
-    status, answer = clients.post(server, f"/v2/repository/models/{name}/load", {})
-    return status, str(answer.get("error"))
 
 
 @pytest.mark.slow
@@ -100,25 +73,15 @@ def test_a_model_that_cannot_be_loaded_says_why_and_others_are_served(
 ) -> None:
     status, error = load(explicit_server, name)
     assert status == 400
-    assert said in error.split("\n")[0]
+    assert said in error
     assert clients.text_of(explicit_server, "The capital of France is", max_tokens=2)
-    clients.wait_until(lambda: num_engines(explicit_server) == 1)
-
-
-def num_engines(server: TritonServer) -> int:
-    return len(clients.processes(server)["engine"])
+    clients.wait_until(lambda: num_processes(explicit_server) == (1, 1))
 
 
 @pytest.mark.slow
 def test_the_launcher_tells_a_failed_load_in_one_line(server_dir: Path, tmp_path: Path) -> None:
-    add_model(tmp_path / "models", "bad_key", '{"no_such_argument": 1}')
-    options = ServerOptions(
-        model_repository=tmp_path / "models",
-        server_dir=server_dir,
-        http_port=free_port(),
-        grpc_port=free_port(),
-        metrics_port=free_port(),
-    )
+    add_model(tmp_path / "models", "bad_key", no_such_argument=1)
+    options = options_for(tmp_path / "models", server_dir, load_models=None)
     with pytest.raises(LaunchError) as caught, TritonServer(options):
         pass
     assert str(caught.value).startswith(
@@ -131,9 +94,9 @@ def test_the_launcher_tells_a_failed_load_in_one_line(server_dir: Path, tmp_path
 def test_unloading_ends_the_engine_process_and_loading_again_serves(explicit_server: TritonServer) -> None:
     before = clients.text_of(explicit_server, "The capital of France is", max_tokens=4)
     (engine,) = clients.processes(explicit_server)["engine"]
-    assert clients.post(explicit_server, "/v2/repository/models/smollm2/unload", {})[0] == 200
+    unload(explicit_server, "smollm2")
     clients.wait_until(lambda: not engine.is_running())
-    assert load(explicit_server, "smollm2")[0] == 200
+    assert load(explicit_server, "smollm2") == (200, "")
     assert clients.text_of(explicit_server, "The capital of France is", max_tokens=4) == before
 
 
@@ -141,7 +104,7 @@ def test_unloading_ends_the_engine_process_and_loading_again_serves(explicit_ser
 def test_a_model_that_is_not_decoupled_answers_unary_calls_and_errors_carry_codes(
     explicit_server: TritonServer,
 ) -> None:
-    assert load(explicit_server, "unary")[0] == 200
+    assert load(explicit_server, "unary") == (200, "")
     with grpcclient.InferenceServerClient(explicit_server.grpc_address) as client:
         tensors = clients.request_tensors("The capital of France is", {"max_tokens": 2, "temperature": 0})
         (text,) = client.infer("unary", tensors).as_numpy("text_output")
@@ -150,8 +113,8 @@ def test_a_model_that_is_not_decoupled_answers_unary_calls_and_errors_carry_code
             with pytest.raises(InferenceServerException, match="Error generating stream: ") as caught:
                 client.infer("unary", clients.request_tensors("x", parameters, **inputs))
             assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
-    assert clients.post(explicit_server, "/v2/repository/models/unary/unload", {})[0] == 200
-    clients.wait_until(lambda: num_engines(explicit_server) == 1)
+    unload(explicit_server, "unary")
+    clients.wait_until(lambda: num_processes(explicit_server) == (1, 1))
 
 
 @pytest.mark.slow

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import triton_clients as clients
-from fake_repository import KIND_MODEL, add_fake_model, load, options_for, unload
+from model_repositories import FAST, KIND_MODEL, REPORTING, add_fake_model, load, num_processes, options_for, unload
 
 from octavo import METRICS, HistogramMetric
 from octavo_triton.launch import TritonServer
 
-REPORTING = 'parameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "true" } }\n'
+TWO_INSTANCES = 'backend: "octavo"\ninstance_group [ { count: 2 kind: KIND_CPU } ]\n'
 PROMPT = "a prompt of a length that fills four blocks of sixteen tokens..."
 
 
@@ -24,6 +26,8 @@ def metrics_server(server_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
     # The clients stream from "smollm2", whatever is behind it.
     add_fake_model(repository, "smollm2", KIND_MODEL + REPORTING, num_gpu_blocks_override=20_000)
     add_fake_model(repository, "tiny", KIND_MODEL + REPORTING, num_gpu_blocks_override=9, max_model_len=128)
+    add_fake_model(repository, "reloaded", KIND_MODEL + REPORTING)
+    add_fake_model(repository, "pair", TWO_INSTANCES + REPORTING, executor=FAST, num_gpu_blocks_override=20_000)
     add_fake_model(repository, "silent")
     add_fake_model(repository, "disabled", KIND_MODEL + REPORTING, disable_log_stats=True)
     with TritonServer(options_for(repository, server_dir)) as server:
@@ -188,3 +192,76 @@ def test_a_model_that_is_not_asked_to_report_has_no_lines(metrics_server: Triton
     complete(metrics_server, name, max_tokens=2)
     assert not page(metrics_server, name)
     unload(metrics_server, name)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_reloaded_in_place_goes_on_reporting(metrics_server: TritonServer) -> None:
+    assert load(metrics_server, "reloaded") == (200, "")
+    complete(metrics_server, "reloaded", max_tokens=3)
+    wait_for(metrics_server, {"vllm:generation_tokens_total": 3}, "reloaded")
+    (repository,) = metrics_server.options.model_repositories
+    (repository / "reloaded/1/model.json").touch()
+    # The new one is served while the old one ends.
+    assert load(metrics_server, "reloaded") == (200, "")
+    complete(metrics_server, "reloaded", max_tokens=5)
+    clients.wait_until(lambda: num_processes(metrics_server) == (1, 1))
+    clients.wait_until(lambda: page(metrics_server, "reloaded").get("vllm:generation_tokens_total") == 5)
+    complete(metrics_server, "reloaded", max_tokens=20)
+    wait_for(metrics_server, {"vllm:generation_tokens_total": 25, "octavo:engine_restarts_total": 0}, "reloaded")
+    unload(metrics_server, "reloaded")
+    clients.wait_until(lambda: num_processes(metrics_server) == (0, 0))
+
+
+@pytest.mark.slow
+def test_each_of_several_instances_has_lines_of_its_own(metrics_server: TritonServer) -> None:
+    assert load(metrics_server, "pair") == (200, "")
+
+    def both(name: str) -> list[float]:
+        found = page(metrics_server, "pair")
+        return [found.get(f"{name}{{instance=pair_0_{i}}}", -1) for i in range(2)]
+
+    clients.wait_until(lambda: both("octavo:steps_total") == [0, 0])
+    assert "octavo:steps_total" not in page(metrics_server, "pair")
+    with ExitStack() as streams:
+        # The server hands them to either instance.
+        while min(both("vllm:num_requests_running")) < 1:
+            body = {"text_input": PROMPT, "max_tokens": 40_000, "ignore_eos": True}
+            next(streams.enter_context(clients.http_stream(metrics_server, body, "pair")))
+            clients.wait_until(lambda: sum(both("vllm:num_requests_running")) >= 1)
+    clients.wait_until(lambda: both("vllm:num_requests_running") == [0, 0])
+    before = sum(both("vllm:generation_tokens_total"))
+    for _ in range(4):
+        complete(metrics_server, "pair", max_tokens=5)
+    clients.wait_until(lambda: sum(both("vllm:generation_tokens_total")) == before + 20)
+    unload(metrics_server, "pair")
+    clients.wait_until(lambda: num_processes(metrics_server) == (0, 0))
+
+
+@pytest.mark.slow
+def test_several_instances_that_are_unloaded_with_much_to_tell_leave_the_server_alive(
+    metrics_server: TritonServer,
+) -> None:
+    def num_tokens() -> float:
+        return sum(value for name, value in page(metrics_server, "pair").items() if "generation_tokens_total" in name)
+
+    assert load(metrics_server, "pair") == (200, "")
+    with ThreadPoolExecutor(12) as askers:
+        asked = [askers.submit(complete, metrics_server, "pair", max_tokens=1500) for _ in range(12)]
+        # The server lets requests end before it takes one instance after the other.
+        clients.wait_until(lambda: num_tokens() > 0)
+        unload(metrics_server, "pair")
+        for one in asked:
+            one.result()
+    clients.wait_until(lambda: num_processes(metrics_server) == (0, 0))
+    assert not page(metrics_server, "pair")
+
+
+@pytest.mark.slow
+def test_a_server_without_metrics_serves_and_says_so_in_its_log(server_dir: Path, tmp_path: Path) -> None:
+    add_fake_model(tmp_path, "blind", KIND_MODEL + REPORTING)
+    with TritonServer(options_for(tmp_path, server_dir, extra=("--allow-metrics=false",))) as server:
+        assert load(server, "blind") == (200, "")
+        complete(server, "blind", max_tokens=2)
+        assert "[vllm] Metrics not supported" in server.log_path.read_text()
+        unload(server, "blind")
+        clients.wait_until(lambda: num_processes(server) == (0, 0))

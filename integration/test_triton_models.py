@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import threading
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 import triton_clients as clients
 import tritonclient.grpc as grpcclient
-from fake_repository import KIND_MODEL, add_fake_model, generate, load, num_processes, options_for, unload
+from model_repositories import KIND_MODEL, UNARY, add_fake_model, generate, load, num_processes, options_for, unload
 
 from octavo_triton.launch import TritonServer
 
@@ -31,7 +29,6 @@ model_warmup [
   { name: "empty" batch_size: 0 inputs { key: "text_input" value { data_type: TYPE_STRING dims: 1 zero_data: true } } }
 ]
 """
-UNARY = "model_transaction_policy { decoupled: false }\n"
 NUM_TOKENS = 150
 
 
@@ -75,11 +72,6 @@ def use(server: TritonServer) -> Iterator[Any]:
     clients.wait_until(lambda: num_processes(server) == (0, 0))
 
 
-def config_of(server: TritonServer, name: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{server.http_url}/v2/models/{name}/config", timeout=10) as answer:
-        return json.load(answer)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "said"),
@@ -103,7 +95,7 @@ def test_a_wrong_configuration_is_told_in_one_line(server: TritonServer, name: s
 @pytest.mark.slow
 def test_a_config_that_names_only_the_backend_is_completed(server: TritonServer, use: Any) -> None:
     use("bare")
-    config = config_of(server, "bare")
+    config = clients.config_of(server, "bare")
     assert {"text_input", "stream", "sampling_parameters"} <= {entry["name"] for entry in config["input"]}
     assert "text_output" in {entry["name"] for entry in config["output"]}
     assert config["model_transaction_policy"] == {"decoupled": True}
@@ -114,7 +106,7 @@ def test_a_config_that_names_only_the_backend_is_completed(server: TritonServer,
 @pytest.mark.slow
 def test_what_a_config_lists_itself_is_kept_and_the_rest_added(server: TritonServer, use: Any) -> None:
     use("listed")
-    names = [entry["name"] for entry in config_of(server, "listed")["input"]]
+    names = [entry["name"] for entry in clients.config_of(server, "listed")["input"]]
     assert names[:2] == ["text_input", "stream"]
     assert "sampling_parameters" in names[2:]
     assert len(names) == len(set(names))
@@ -124,7 +116,7 @@ def test_what_a_config_lists_itself_is_kept_and_the_rest_added(server: TritonSer
 @pytest.mark.slow
 def test_a_model_that_is_not_decoupled_stays_so(server: TritonServer, use: Any) -> None:
     use("unary")
-    assert config_of(server, "unary")["model_transaction_policy"] == {"decoupled": False}
+    assert clients.config_of(server, "unary")["model_transaction_policy"] == {"decoupled": False}
     with grpcclient.InferenceServerClient(server.grpc_address) as client:
         result = client.infer("unary", clients.request_tensors("hello", {"max_tokens": 2}))
         assert result.as_numpy("text_output")[0].startswith(b"hello")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import triton_clients as clients
+from model_repositories import FAST, add_fake_model, add_model, options_for
 
-from octavo.testing import make_fake_model
-from octavo_triton.launch import LaunchError, ServerOptions, TritonServer, free_port
+from octavo_triton.launch import LaunchError, ServerOptions, TritonServer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PYTHON_EXAMPLE = REPOSITORY / "examples/triton_python_backend/smollm2"
@@ -33,58 +30,30 @@ instance_group [
 VLLM_ARGUMENTS = {"disable_log_stats": True, "gpu_memory_utilization": 0.5, "enforce_eager": True, "dtype": "float32"}
 
 
-def add_model(repository: Path, name: str, config: str, arguments: dict[str, Any]) -> Path:
-    """A model of the fake executor; returns its folder."""
-    folder = repository / name / "1"
-    folder.mkdir(parents=True)
-    (repository / name / "config.pbtxt").write_text(config, encoding="utf-8")
-    arguments = {"executor": "octavo.testing:create_fake_executor"} | arguments
-    (folder / "model.json").write_text(json.dumps(arguments), encoding="utf-8")
-    return folder.parent
-
-
 def options(server_dir: Path, *repositories: Path, backend_name: str) -> ServerOptions:
-    return ServerOptions(
-        model_repository=repositories,
-        backend_name=backend_name,
-        server_dir=server_dir,
-        http_port=free_port(),
-        grpc_port=free_port(),
-        metrics_port=free_port(),
-        start_timeout_s=120,
-        environment={"PYTHONDONTWRITEBYTECODE": "1"},
-    )
+    no_byte_code = {"PYTHONDONTWRITEBYTECODE": "1"}
+    return options_for(repositories, server_dir, load_models=None, backend_name=backend_name, environment=no_byte_code)
 
 
 @pytest.fixture(scope="module")
 def vllm_server(server_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """Two repositories under the name vllm: one of ours, one written for vLLM."""
     folder = tmp_path_factory.mktemp("names")
-    fake = make_fake_model(folder / "fake")
-    ours = folder / "ours"
-    add_model(ours, "from_the_version_folder", 'backend: "octavo"\n', {"model": "../weights"})
-    make_fake_model(ours / "from_the_version_folder/weights")
-    in_the_models_folder = {"model": "$$TRITON_MODEL_DIRECTORY/weights"}
-    make_fake_model(add_model(ours, "from_the_models_folder", "backend: 'octavo'\n", in_the_models_folder) / "weights")
-    add_model(folder / "theirs", "vllm_model", VLLM_CONFIG, {"model": str(fake)} | VLLM_ARGUMENTS)
-    shim = add_model(
-        folder / "theirs", "through_python", (PYTHON_EXAMPLE / "config.pbtxt").read_text(), {"model": str(fake)}
-    )
-    (shim / "1/model.py").write_text((PYTHON_EXAMPLE / "1/model.py").read_text(), encoding="utf-8")
-    with TritonServer(options(server_dir, ours, folder / "theirs", backend_name="vllm")) as server:
+    ours, theirs = folder / "ours", folder / "theirs"
+    add_fake_model(ours, "from_the_version_folder", 'backend: "octavo"\n', executor=FAST, model="../weights")
+    weights = add_fake_model(ours, "from_the_models_folder", "backend: 'octavo'\n", executor=FAST) / "weights"
+    add_model(theirs, "vllm_model", VLLM_CONFIG, executor=FAST, model=str(weights), **VLLM_ARGUMENTS)
+    python_config = (PYTHON_EXAMPLE / "config.pbtxt").read_text(encoding="utf-8")
+    shim = add_model(theirs, "through_python", python_config, executor=FAST, model=str(weights))
+    (shim / "1/model.py").write_text((PYTHON_EXAMPLE / "1/model.py").read_text(encoding="utf-8"), encoding="utf-8")
+    with TritonServer(options(server_dir, ours, theirs, backend_name="vllm")) as server:
         yield server
-
-
-def backend_of(server: TritonServer, model: str) -> str:
-    """What a client reads of the model's configuration."""
-    with urllib.request.urlopen(f"{server.http_url}/v2/models/{model}/config", timeout=clients.WAIT_S) as page:
-        return str(json.load(page)["backend"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["from_the_version_folder", "from_the_models_folder", "vllm_model"])
 def test_models_are_served_by_the_backend_named_vllm(vllm_server: TritonServer, model: str) -> None:
-    assert backend_of(vllm_server, model) == "vllm"
+    assert clients.config_of(vllm_server, model)["backend"] == "vllm"
     body = {"text_input": "abc", "max_tokens": 4, "seed": 1}
     status, answer = clients.post(vllm_server, f"/v2/models/{model}/generate", body)
     assert status == 200, answer
@@ -93,7 +62,7 @@ def test_models_are_served_by_the_backend_named_vllm(vllm_server: TritonServer, 
 
 @pytest.mark.slow
 def test_a_model_of_the_servers_python_backend_needs_one_import(vllm_server: TritonServer) -> None:
-    assert backend_of(vllm_server, "through_python") == "python"
+    assert clients.config_of(vllm_server, "through_python")["backend"] == "python"
     body = {"text_input": "abc", "max_tokens": 4, "seed": 1}
     answers = [
         clients.post(vllm_server, f"/v2/models/{model}/generate", body)[1]["text_output"]
@@ -107,7 +76,7 @@ def test_a_model_of_the_servers_python_backend_needs_one_import(vllm_server: Tri
 
 @pytest.mark.slow
 def test_without_the_name_a_vllm_model_is_not_found_and_the_launcher_says_so(server_dir: Path, tmp_path: Path) -> None:
-    add_model(tmp_path, "vllm_model", VLLM_CONFIG, {"model": "nowhere"})
+    add_model(tmp_path, "vllm_model", VLLM_CONFIG, model="nowhere")
     with (
         pytest.raises(LaunchError, match="BACKEND_NAME=vllm"),
         TritonServer(options(server_dir, tmp_path, backend_name="octavo")),

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 import triton_clients as clients
+from model_repositories import FAST, REPORTING, add_fake_model, options_for
 
-from octavo.testing import make_fake_model
-from octavo_triton.launch import ServerOptions, TritonServer, free_port
+from octavo_triton.launch import TritonServer
 
 PROMPTS = ["Once upon a time", "The sea", "The capital of France is"]
-CONFIG = 'backend: "octavo"\nparameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "true" } }\n'
 NUM_REQUESTS = 40
 CONCURRENCY = 8
 # One window of NUM_REQUESTS requests is one trial; what it measures need not be stable.
@@ -36,21 +35,9 @@ def perf_analyzer(server_dir: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def fake_server(server_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    folder = tmp_path_factory.mktemp("perf")
-    arguments = {"model": str(make_fake_model(folder / "fake")), "executor": "octavo.testing:create_fake_executor"}
-    model = folder / "models/fake"
-    (model / "1").mkdir(parents=True)
-    (model / "config.pbtxt").write_text(CONFIG, encoding="utf-8")
-    (model / "1/model.json").write_text(json.dumps(arguments), encoding="utf-8")
-    options = ServerOptions(
-        model_repository=folder / "models",
-        server_dir=server_dir,
-        http_port=free_port(),
-        grpc_port=free_port(),
-        metrics_port=free_port(),
-        start_timeout_s=120,
-    )
-    with TritonServer(options) as server:
+    repository = tmp_path_factory.mktemp("perf")
+    add_fake_model(repository, "fake", 'backend: "octavo"\n' + REPORTING, executor=FAST)
+    with TritonServer(options_for(repository, server_dir, load_models=None)) as server:
         yield server
 
 

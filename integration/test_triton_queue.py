@@ -2,61 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import triton_clients as clients
 import triton_ways as ways
-import tritonclient.grpc as grpcclient
+from model_repositories import KIND_MODEL, REPORTING, add_fake_model, killed_afterwards, options_for
 from tritonclient.utils import InferenceServerException
 
-from octavo.testing import make_fake_model
-from octavo_triton.launch import ServerOptions, TritonServer, free_port
+from octavo_triton.launch import TritonServer
 
 pytestmark = pytest.mark.slow
 
-ENDLESS = {"max_tokens": 150_000, "ignore_eos": True, "request_priority": -10}
+ENDLESS = {"max_tokens": 40_000, "ignore_eos": True, "request_priority": -10}
 MAX_WAITING = 2
 AT_ONCE_S = 2
-CONFIG = """backend: "octavo"
-model_transaction_policy { decoupled: true }
-instance_group [ { count: 1 kind: KIND_MODEL } ]
-parameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "true" } }
-"""
 
 
 @pytest.fixture(scope="module")
 def server(server_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server whose model says anything quickly, to one client at a time."""
-    folder = tmp_path_factory.mktemp("queue")
-    engine = {
-        "model": str(make_fake_model(folder / "weights", max_position_embeddings=200_000)),
-        "executor": "octavo.testing:create_fake_executor",
-        "num_gpu_blocks_override": 20_000,
-        "max_num_seqs": 1,
-        "max_waiting": MAX_WAITING,
-    }
-    (folder / "models/smollm2/1").mkdir(parents=True)
-    (folder / "models/smollm2/config.pbtxt").write_text(CONFIG)
-    (folder / "models/smollm2/1/model.json").write_text(json.dumps(engine))
-    options = ServerOptions(
-        model_repository=folder / "models",
-        server_dir=server_dir,
-        http_port=free_port(),
-        grpc_port=free_port(),
-        metrics_port=free_port(),
-        start_timeout_s=120,
-    )
-    with TritonServer(options) as server:
+    """A server whose model talks to one client at a time."""
+    repository = tmp_path_factory.mktemp("queue")
+    add_fake_model(repository, "smollm2", KIND_MODEL + REPORTING, max_num_seqs=1, max_waiting=MAX_WAITING)
+    with killed_afterwards(options_for(repository, server_dir, load_models=None)) as server:
         yield server
-        # A stream that ends by `triton_grpc_error` now and then keeps its model alive in this release, and the server
-        # then waits for its whole exit timeout.
-        server.kill()
 
 
 @contextmanager
@@ -101,14 +72,12 @@ def test_one_request_more_than_may_wait_is_refused_as_unavailable(server: Triton
 
 
 def test_a_lower_request_priority_runs_first(server: TritonServer) -> None:
-    arrived: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-    with grpcclient.InferenceServerClient(server.grpc_address) as client:
-        client.start_stream(callback=lambda result, error: arrived.put((result, error)))
+    with clients.grpc_stream(server) as (client, next_answer):
         with somebody_running(server):
             for number, priority in enumerate(("5", -1), start=1):
                 inputs = clients.request_tensors("b", {"max_tokens": 8, "request_priority": priority})
                 client.async_stream_infer("smollm2", inputs, request_id=f"priority {priority}")
                 wait_for_waiting(server, number)
-        results = [arrived.get(timeout=clients.WAIT_S) for _ in range(2)]
+        results = [next_answer() for _ in range(2)]
     assert [error for _, error in results] == [None, None]
     assert [result.get_response().id for result, _ in results] == ["priority -1", "priority 5"]

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import fake_repository as fake
+import model_repositories as fake
 import psutil
 import pytest
 import triton_clients as clients
@@ -39,11 +39,7 @@ BAD = (
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, server_dir: Path) -> Iterator[TritonServer]:
     repository = tmp_path_factory.mktemp("soak")
-    metrics = 'parameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "true" } }\n'
-    steady = repository / STEADY
-    (steady / "1").mkdir(parents=True)
-    (steady / "config.pbtxt").write_text(fake.KIND_MODEL + metrics, encoding="utf-8")
-    (steady / "1" / "model.json").write_text("{}", encoding="utf-8")
+    fake.add_model(repository, STEADY, fake.KIND_MODEL + fake.REPORTING)
     fake.add_fake_model(repository, COMING_AND_GOING)
     with TritonServer(fake.options_for(repository, server_dir, load_models=(STEADY, COMING_AND_GOING))) as started:
         yield started

@@ -124,6 +124,17 @@ class GrpcStream:
         self._client.close()
 
 
+@contextmanager
+def grpc_stream(
+    server: TritonServer, headers: dict[str, str] | None = None
+) -> Iterator[tuple[grpcclient.InferenceServerClient, Callable[[], tuple[Any, Any]]]]:
+    """A gRPC stream for any number of requests: the client to send them by, and what brings (result, error) of one."""
+    arrived: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+    with grpcclient.InferenceServerClient(server.grpc_address) as client:
+        client.start_stream(callback=lambda result, error: arrived.put((result, error)), headers=headers)
+        yield client, lambda: arrived.get(timeout=WAIT_S)
+
+
 def grpc_text(server: TritonServer, prompt: str, stream: bool = True, **parameters: Any) -> str:
     """The completion of a prompt over gRPC, greedy unless told otherwise."""
     client = GrpcStream(server, prompt, GREEDY | parameters, stream=stream, exclude_input_in_output=True)
@@ -148,6 +159,13 @@ def tensors_of(client_module: Any, inputs: Mapping[str, str | bytes | bool]) -> 
         tensor.set_data_from_numpy(np.array([element], dtype=bool if isinstance(value, bool) else np.object_))
         tensors.append(tensor)
     return tensors
+
+
+def config_of(server: TritonServer, model: str) -> dict[str, Any]:
+    """The model's configuration, as the server has completed it."""
+    with urllib.request.urlopen(f"{server.http_url}/v2/models/{model}/config", timeout=WAIT_S) as answer:
+        config: dict[str, Any] = json.load(answer)
+    return config
 
 
 def gauge(server: TritonServer, name: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,10 +60,8 @@ def over_grpc(server: TritonServer, call: Call) -> list[Response]:
 
 def over_grpc_stream(server: TritonServer, call: Call) -> list[Response]:
     """tritonclient's gRPC stream."""
-    arrived: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
     responses = []
-    with grpcclient.InferenceServerClient(server.grpc_address) as client:
-        client.start_stream(callback=lambda result, error: arrived.put((result, error)), headers=call.headers)
+    with clients.grpc_stream(server, call.headers) as (client, next_answer):
         client.async_stream_infer(
             call.model,
             clients.tensors_of(grpcclient, call.inputs),
@@ -74,7 +71,7 @@ def over_grpc_stream(server: TritonServer, call: Call) -> list[Response]:
             enable_empty_final_response=True,
         )
         while not responses or not responses[-1].pop("final", False):
-            result, error = arrived.get(timeout=clients.WAIT_S)
+            result, error = next_answer()
             if error is not None:
                 raise error
             responses.append(_grpc_values(result) | _final(result))

@@ -76,6 +76,12 @@ class TritonPythonModel:
         model_config = json.loads(args["model_config"])
         decoupled = bool(model_config.get("model_transaction_policy", {}).get("decoupled"))
         name, version = args["model_name"], args["model_version"]
+        if model_config.get("response_cache", {}).get("enable"):
+            logger.warning(
+                "response_cache of model %s: the server's cache sees input tensors but no request parameters, and keeps "
+                "errors as empty successes",
+                name,
+            )
         self._facts = ModelFacts(name, decoupled)
         config = read_engine_config(Path(args["model_repository"]), version, Instance.from_args(args))
         self._engine = octavo.AsyncEngine(config)

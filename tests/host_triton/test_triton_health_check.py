@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import octavo
-from octavo_triton.errors import error_reply
+from octavo_triton.errors import UnhealthyEngine, error_reply
 from octavo_triton.health import HealthCheck, can_unload_models
 
 pb_utils = sys.modules["triton_python_backend_utils"]
@@ -110,14 +110,18 @@ def test_a_server_that_cannot_unload_is_not_asked_to(watch: Watch, unloads: Unlo
     assert not unloads.names
 
 
-def test_an_unload_that_fails_breaks_nothing(watch: Watch, unloads: Unloads) -> None:
+def test_an_unload_that_fails_is_logged_and_clients_are_still_told(
+    watch: Watch, unloads: Unloads, caplog: pytest.LogCaptureFixture
+) -> None:
     unloads.error = RuntimeError("no such model")
     engine = MortalEngine()
     engine.failure = octavo.EngineDead("gone")
     check = watch(engine)
     assert unloads.called.wait(WAIT_S)
+    assert isinstance(check.explain(octavo.EngineDead("gone")), UnhealthyEngine)
     check.close()
-    assert isinstance(check.explain(octavo.EngineDead("gone")), octavo.EngineDead)
+    assert unloads.names == ["smol"]
+    assert "model smol could not be unloaded; it refuses all requests" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,14 @@ def test_what_breaks_after_the_engine_is_ready_ends_the_engine(
     assert not model._engine.is_ready()
 
 
+def test_a_model_with_a_response_cache_is_warned_of_its_traps(tmp_path: Path, server_log: list[str]) -> None:
+    args = arguments(tmp_path, {"no_such": 1})
+    args["model_config"] = json.dumps({"response_cache": {"enable": True}})
+    with pytest.raises(pb_utils.TritonModelException):
+        TritonPythonModel().initialize(args)
+    assert any("response_cache of model smol: " in line for line in server_log)
+
+
 def test_a_bad_model_json_fails_the_load_with_its_text(tmp_path: Path) -> None:
     with pytest.raises(pb_utils.TritonModelException, match="unknown engine argument 'no_such'"):
         TritonPythonModel().initialize(arguments(tmp_path, {"no_such": 1}))

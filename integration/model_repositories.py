@@ -1,9 +1,10 @@
-"""Model repositories over the fake executor, and servers that load from them in a second or two."""
+"""Model repositories, most of them over the fake executor, which loads in a second or two, and servers over them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,39 @@ from octavo.testing import make_fake_model
 from octavo_triton.launch import ServerOptions, TritonServer, free_port
 
 KIND_MODEL = 'backend: "octavo"\ninstance_group [ { count: 1 kind: KIND_MODEL } ]\n'
+UNARY = "model_transaction_policy { decoupled: false }\n"
+REPORTING = 'parameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "true" } }\n'
 CONTEXT = 50_000
+# One that takes no time; of the one that add_fake_model takes, a step lasts some milliseconds.
+FAST = "octavo.testing:create_fake_executor"
+
+
+def add_model(
+    repository: Path, name: str, config: str = KIND_MODEL, versions: Sequence[str] = ("1",), **arguments: Any
+) -> Path:
+    """A model with these engine arguments in its model.json: with none, the embedded one. Returns its folder."""
+    folder = repository / name
+    for version in versions:
+        (folder / version).mkdir(parents=True)
+        (folder / version / "model.json").write_text(json.dumps(arguments), encoding="utf-8")
+    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+    return folder
 
 
 def add_fake_model(
     repository: Path, name: str, config: str = KIND_MODEL, versions: Sequence[str] = ("1",), **arguments: Any
 ) -> Path:
-    """A model whose steps take some milliseconds; `arguments` are added to its model.json. Returns its folder."""
-    folder = repository / name
-    weights = make_fake_model(folder / "weights", max_position_embeddings=CONTEXT)
+    """A model whose steps take some milliseconds, with its weights beside its versions. Returns its folder."""
+    weights = make_fake_model(repository / name / "weights", max_position_embeddings=CONTEXT)
     engine = {"model": f"$$TRITON_MODEL_DIRECTORY/{weights.name}", "executor": "octavo.testing:create_paced_executor"}
-    for version in versions:
-        (folder / version).mkdir()
-        (folder / version / "model.json").write_text(json.dumps(engine | arguments), encoding="utf-8")
-    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
-    return folder
+    return add_model(repository, name, config, versions, **(engine | arguments))
 
 
-def options_for(repository: Path, server_dir: Path, **settings: Any) -> ServerOptions:
-    """A server on free ports; under explicit model control, with nothing loaded, unless told otherwise."""
+def options_for(repository: Path | tuple[Path, ...], server_dir: Path, **settings: Any) -> ServerOptions:
+    """A server on free ports; under explicit model control, with nothing loaded, unless told otherwise.
+
+    `load_models=None` is the server's own way: it loads all at its start and never unloads one.
+    """
     defaults: dict[str, Any] = {"load_models": (), "start_timeout_s": 120}
     return ServerOptions(
         model_repository=repository,
@@ -41,6 +56,18 @@ def options_for(repository: Path, server_dir: Path, **settings: Any) -> ServerOp
         metrics_port=free_port(),
         **(defaults | settings),
     )
+
+
+@contextmanager
+def killed_afterwards(options: ServerOptions) -> Iterator[TritonServer]:
+    """A server for tests in which streams end by `triton_grpc_error`.
+
+    In this release such a stream now and then keeps its model alive, and the server would wait for its whole exit
+    timeout.
+    """
+    with TritonServer(options) as server:
+        yield server
+        server.kill()
 
 
 def load(server: TritonServer, name: str) -> tuple[int, str]:
