@@ -78,8 +78,8 @@ class TritonPythonModel:
         name, version = args["model_name"], args["model_version"]
         if model_config.get("response_cache", {}).get("enable"):
             logger.warning(
-                "response_cache of model %s: the server's cache sees input tensors but no request parameters, and keeps "
-                "errors as empty successes",
+                "response_cache of model %s: the server's cache sees input tensors but no request parameters, and it "
+                "keeps errors as empty successes",
                 name,
             )
         self._facts = ModelFacts(name, decoupled)
