@@ -1,4 +1,6 @@
 # syntax=docker/dockerfile:1
+# Two images, one for each server: --target kserve, at the end of this file, and --target triton:
+#
 # docker build --target triton -t octavo-triton .
 # docker run --rm --gpus all --shm-size=1g -p 8000-8002:8000-8002 -v "$PWD/models:/models:ro" octavo-triton
 #
@@ -56,3 +58,40 @@ HEALTHCHECK --start-period=30m --start-interval=5s --interval=15s --timeout=5s -
     CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"]
 # The image's own entrypoint stays: it says what it finds of the machine and runs the command.
 CMD ["tritonserver", "--model-repository=/models", "--exit-timeout-secs=30"]
+
+# docker build --target kserve -t octavo-kserve .
+# docker run --rm --gpus all --shm-size=1g -p 8080:8080 -p 8081:8081 -v "$PWD/my-llama:/mnt/models:ro" octavo-kserve \
+#   --model_name=my-llama --model_dir=/mnt/models
+#
+# One model: a folder with config.json, *.safetensors and tokenizer.json, or with a GGUF file. kserve/*.yaml run this image.
+FROM python:3.12.11-slim-bookworm AS kserve
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+ENV PIP_NO_CACHE_DIR=1 \
+    PYTHONUNBUFFERED=1
+# A C compiler, as above; Python's headers are there.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /opt/octavo
+COPY constraints.txt ./
+COPY docker docker
+# The engine's steps of the other image; here the server lives in the same environment.
+RUN docker/install_triton.sh torch /opt/octavo/env
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    set -- /wheels/*.whl && docker/install_triton.sh engine /opt/octavo/env "${1}[kserve]"
+RUN useradd --create-home --uid 10001 octavo
+USER 10001
+WORKDIR /home/octavo
+ENV PATH=/opt/octavo/env/bin:$PATH
+
+LABEL org.opencontainers.image.title="Octavo on KServe" \
+      org.opencontainers.image.description="An LLM serving engine as a KServe predictor, with OpenAI's API" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# HTTP with metrics, gRPC
+EXPOSE 8080 8081
+# Live means that it loads or works; Kubernetes asks by itself, see kserve/clusterservingruntime.yaml.
+HEALTHCHECK --start-period=2m --start-interval=5s --interval=15s --timeout=5s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/v2/health/live', timeout=4)"]
+ENTRYPOINT ["python", "-m", "octavo_kserve"]
+CMD ["--model_dir=/mnt/models"]

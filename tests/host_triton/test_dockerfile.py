@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+ROOTS = [REPOSITORY / "backend", REPOSITORY / "kserve"]
 # Each image's text, by the name of its target.
-STAGES = {name: text for name, text in re.findall(r"^FROM \S+ AS (\w+)$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S)}
+STAGES = dict(re.findall(r"^FROM \S+ AS (\w+)$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S))
 SERVERS = ["triton", "kserve"]
 STEPS = ["wheel", "torch", "engine", "front", "backend"]
 
@@ -55,6 +57,14 @@ def test_images_are_pinned_by_a_full_version_and_the_servers_is_new_enough() -> 
         assert re.search(r":\d+(\.\d+)+(-[\w.-]+)?$", with_arguments), with_arguments
     year, month = map(int, arguments["TRITON_RELEASE"].split("."))
     assert (year, month) >= (25, 3)
+
+
+def test_the_wheel_holds_every_package() -> None:
+    listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+        "packages"
+    ]
+    folders = {path.parent.relative_to(root) for root in ROOTS for path in root.rglob("__init__.py")}
+    assert sorted(listed) == sorted(".".join(folder.parts) for folder in folders)
 
 
 @pytest.mark.parametrize("server", SERVERS)
