@@ -1,4 +1,5 @@
 # make serve    set everything up and start a real Triton server with the embedded model
+# make kserve   set everything up and start a KServe predictor with the embedded model
 # make test     set everything up and run the tests (make test-all: the minutes-long ones too)
 # make check    formatting, lint and types
 # make clean    remove what these commands have put into this folder
@@ -15,7 +16,7 @@ METRICS_PORT     ?= 8002
 MODEL_REPOSITORY ?= model_repository
 BACKEND_NAME     ?= octavo
 
-.PHONY: setup server serve test test-all check bench clean
+.PHONY: setup server serve kserve test test-all check bench clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +35,11 @@ serve: server
 	@$(PY) -m octavo_triton.server --stop-with-parent --server-dir $(SERVER) \
 	  $(addprefix --model-repository=,$(MODEL_REPOSITORY)) --backend-name $(BACKEND_NAME) \
 	  --address $(ADDRESS) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+
+# make kserve HTTP_PORT=... ADDRESS=0.0.0.0 KSERVE_ARGS="--model_dir DIR --max_model_len 4096"
+kserve: setup
+	@exec $(PY) -m octavo_kserve --model_name smollm2 --host $(ADDRESS) --http_port $(HTTP_PORT) \
+	  --grpc_port $(GRPC_PORT) $(KSERVE_ARGS)
 
 check: setup
 	@$(PY) -m ruff check --quiet

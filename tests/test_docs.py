@@ -50,6 +50,6 @@ def test_the_engine_arguments() -> None:
 
 
 def test_links_within_the_repository_lead_somewhere() -> None:
-    for file, text in ((REPOSITORY / "README.md", README), (REPOSITORY / "docs/triton.md", TRITON)):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+    for file in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", file.read_text(encoding="utf-8")):
             assert (file.parent / target).exists(), target

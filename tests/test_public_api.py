@@ -15,7 +15,7 @@ PUBLIC_NAMES = """
 AsyncEngine ChatPrompt CompletionOutput DeadlineExceeded EngineConfig EngineDead EngineError EngineStats FinishReason
 Histogram HistogramMetric InvalidRequest LLM Logprob METRICS Metric MetricKind ModelLoadError OctavoError Overloaded
 PromptTooLong RequestCancelled RequestError RequestFailed RequestOutput RequestStream SamplingParams Timing Usage
-default_model parse_int parse_json
+default_model parse_bool parse_int parse_json
 """
 
 FIELDS = {
@@ -41,6 +41,7 @@ SIGNATURES = {
     octavo.AsyncEngine.wait_ready: "(self, timeout_s=None)",
     octavo.AsyncEngine.is_ready: "(self)",
     octavo.AsyncEngine.stats: "(self)",
+    octavo.AsyncEngine.tokenize: "(self, prompt)",
     octavo.AsyncEngine.shutdown: "(self, drain_s=30.0)",
     octavo.LLM: "(model=None, **engine_args)",
     octavo.LLM.generate: "(self, prompts, sampling_params=None, *, use_tqdm=True)",

@@ -22,7 +22,7 @@ from octavo.errors import (
 from octavo.llm import LLM
 from octavo.metrics import METRICS, HistogramMetric, Metric, MetricKind
 from octavo.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput, Timing, Usage
-from octavo.parsing import parse_int, parse_json
+from octavo.parsing import parse_bool, parse_int, parse_json
 from octavo.prompt import ChatPrompt
 from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
@@ -61,6 +61,7 @@ __all__ = [
     "Timing",
     "Usage",
     "default_model",
+    "parse_bool",
     "parse_int",
     "parse_json",
 ]

@@ -17,7 +17,7 @@ from octavo.parsing import parse_int, parse_text
 from octavo.prompt import ChatPrompt, Prompt
 from octavo.request import EngineRequest
 from octavo.sampling_params import SamplingParams
-from octavo.text.chat import render_chat
+from octavo.text.chat import render_chat, render_unfinished_chat
 from octavo.text.tokenizer import Tokenizer, bad_words_token_ids
 
 _SEED_BITS = 63
@@ -80,6 +80,10 @@ class Admission:
         )
         return request, text
 
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt, as `prepare` makes them before it truncates. Raises what that raises."""
+        return self._read_prompt(prompt, SamplingParams())[1]
+
     def _read_prompt(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int]]:
         if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
             prompt = ChatPrompt(prompt)  # type: ignore[arg-type]  # told apart by what it holds
@@ -105,6 +109,14 @@ class Admission:
         return text, token_ids
 
     def _render(self, prompt: ChatPrompt) -> str:
+        if prompt.continue_final_message:
+            return render_unfinished_chat(
+                self._tokenizer.chat_template,
+                prompt.messages,
+                self._tokenizer.special_tokens,
+                tools=prompt.tools,
+                template_kwargs=prompt.template_kwargs,
+            )
         return render_chat(
             self._tokenizer.chat_template,
             prompt.messages,

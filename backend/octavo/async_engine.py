@@ -106,6 +106,10 @@ class AsyncEngine:
         self._loop.submit(live)
         return stream
 
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """The token ids that `submit` would make of `prompt`. Raises InvalidRequest, PromptTooLong."""
+        return self._admission.tokenize(prompt)
+
     def stats(self) -> EngineStats:
         """The counters, over all engine processes so far, and the gauges as of the last step."""
         return self._table.snapshot()

@@ -85,5 +85,9 @@ class EngineDead(EngineError):
 
 def shorten(value: object) -> str:
     """`repr(value)`, cut so that a hostile value cannot fill a log line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        # Nested about as deeply as JSON is read, or a whole number of thousands of digits.
+        text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."

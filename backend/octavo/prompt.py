@@ -12,13 +12,15 @@ class ChatPrompt:
     """Chat messages for the model's own template, and what goes with them.
 
     `messages` and `tools` are as in the OpenAI API; they are checked when the prompt is rendered. `template_kwargs`
-    are further variables for the template.
+    are further variables for the template. With `continue_final_message` the prompt ends where the last message does,
+    for the model to write on there; `add_generation_prompt` then has no meaning.
     """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
     add_generation_prompt: bool = True
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    continue_final_message: bool = False
 
 
 # A bare list of messages is a ChatPrompt without anything else.

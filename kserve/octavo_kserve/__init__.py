@@ -1,1 +1,1 @@
-"""The KServe host: a custom predictor over the shared engine. Not built yet; README says what is."""
+"""The KServe host: a custom predictor over the shared engine, with the protocols of KServe, OpenAI and Triton."""

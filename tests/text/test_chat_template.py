@@ -10,7 +10,7 @@ from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
 from octavo.errors import InvalidRequest
-from octavo.text.chat import render_chat
+from octavo.text.chat import render_chat, render_unfinished_chat
 from octavo.text.tokenizer import Tokenizer
 
 HI = [{"role": "user", "content": "hi"}]
@@ -187,3 +187,29 @@ def test_a_templates_long_complaint_is_cut() -> None:
     with pytest.raises(InvalidRequest) as raised:
         render_chat("{{ raise_exception('x' * 100000) }}", HI, {})
     assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("text", ["Once upon", " spaces around ", "line\n", "", "😀"])
+def test_a_message_is_continued_where_its_text_ends(smollm2: Tokenizer, text: str) -> None:
+    chat = [*HI, {"role": "assistant", "content": text}]
+    whole = render_chat(smollm2.chat_template, chat, smollm2.special_tokens, add_generation_prompt=False)
+    prompt = render_unfinished_chat(smollm2.chat_template, chat, smollm2.special_tokens)
+    assert prompt.endswith("assistant\n" + text) and whole == prompt + "<|im_end|>\n"
+
+
+def test_the_last_part_of_a_message_is_continued() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert render_unfinished_chat(CHATML + "<end>", [{"role": "x", "content": parts}], NAMES) == "<|x|>a\nb"
+
+
+@pytest.mark.parametrize(
+    ("template", "last"),
+    [
+        (CHATML, {"role": "assistant", "content": None, "tool_calls": [{}]}),
+        (CHATML, {"role": "assistant", "content": []}),
+        ("{{ messages[0].content }}", {"role": "assistant", "content": "hidden"}),
+    ],
+)
+def test_a_message_that_has_no_end_to_go_on_from_is_refused(template: str, last: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="continue_final_message"):
+        render_unfinished_chat(template, [*HI, last], NAMES)

@@ -22,6 +22,8 @@ from octavo.errors import InvalidRequest
 
 _RESERVED = ("messages", "tools", "add_generation_prompt")
 _SHOWN_CHARACTERS = 300
+# Characters that Unicode leaves to private use: no template looks for them.
+_END_MARK = "\ue000end of the last message\ue001"
 
 
 def render_chat(
@@ -57,6 +59,42 @@ def render_chat(
         )
     except Exception as error:  # Foreign code may raise anything; it is never our bug.
         raise _refusal(checked, error) from None
+
+
+def render_unfinished_chat(
+    template: str | None,
+    messages: object,
+    special_tokens: Mapping[str, str],
+    *,
+    tools: object = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
+    """Like `render_chat`, but ends where the text of the last message does: the model writes on in that message.
+
+    Raises InvalidRequest also for a last message without text, and for a template that does not show it.
+    """
+    *before, last = _check_messages(messages)
+    marked = [*before, {**last, "content": _marked(last["content"])}]
+    rendered = render_chat(
+        template, marked, special_tokens, tools=tools, add_generation_prompt=False, template_kwargs=template_kwargs
+    )
+    prompt, mark, _ = rendered.rpartition(_END_MARK)
+    if not mark:
+        raise _cannot_continue("the model's chat template does not show the last message as it is")
+    return prompt
+
+
+def _marked(content: str | list[dict[str, str]] | None) -> str | list[dict[str, str]]:
+    if isinstance(content, str):
+        return content + _END_MARK
+    if not content:
+        raise _cannot_continue("the last message has no text")
+    *before, last = content
+    return [*before, {**last, "text": last["text"] + _END_MARK}]
+
+
+def _cannot_continue(reason: str) -> InvalidRequest:
+    return InvalidRequest("continue_final_message", True, f"false: {reason}")
 
 
 def _check_messages(messages: object) -> list[dict[str, Any]]:

@@ -1,0 +1,149 @@
+"""The OpenAI routes on the embedded model, through the official client: the same text on every way to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from host_kserve.openai_server import clients, serve
+
+from octavo import LLM, AsyncEngine, EngineConfig, SamplingParams
+from octavo_kserve.served_model import Models, ServedModel
+
+MODEL = "smollm2"
+PROMPTS = ["The capital of France is", "Once upon a time, in a small village by the sea,"]
+MESSAGES: Any = [
+    {"role": "system", "content": "You answer in one sentence."},
+    {"role": "user", "content": "Who wrote Hamlet? 🦊"},
+]
+SEEDED: dict[str, Any] = {"seed": 11, "temperature": 0.9, "top_p": 0.95, "max_tokens": 24}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    engine = AsyncEngine(EngineConfig())
+    models = Models()
+    models.add(ServedModel(MODEL, engine, 1_700_000_000))
+    engine.wait_ready(120)
+    with serve(models) as address:
+        yield address
+    engine.shutdown(drain_s=0)
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[openai.OpenAI]:
+    with clients(address) as (client, _):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def plain(address: str) -> Iterator[httpx2.Client]:
+    with clients(address) as (_, plain):
+        yield plain
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM()
+
+
+def test_seeded_texts_are_those_of_llm(client: openai.OpenAI, llm: LLM) -> None:
+    params = SamplingParams(**SEEDED, n=2)
+    offline = [output.text for result in llm.generate(PROMPTS, params, use_tqdm=False) for output in result.outputs]
+    whole = client.completions.create(model=MODEL, prompt=PROMPTS, n=2, **SEEDED)
+    assert [choice.text for choice in whole.choices] == offline
+    texts = [""] * 4
+    for chunk in client.completions.create(model=MODEL, prompt=PROMPTS, n=2, stream=True, **SEEDED):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == offline
+
+
+def test_a_chat_is_that_of_llm_plain_and_streamed_with_exact_counts(client: openai.OpenAI, llm: LLM) -> None:
+    (offline,) = llm.chat(MESSAGES, SamplingParams(**SEEDED), use_tqdm=False)
+    whole = client.chat.completions.create(model=MODEL, messages=MESSAGES, **SEEDED)
+    assert whole.choices[0].message.content == offline.outputs[0].text
+    *parts, last = client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, stream=True, stream_options={"include_usage": True}, **SEEDED
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in parts) == offline.outputs[0].text
+    ends = [chunk.choices[0].finish_reason for chunk in parts if chunk.choices[0].finish_reason]
+    assert ends == [whole.choices[0].finish_reason] == [offline.outputs[0].finish_reason]
+    assert whole.usage is not None and last.usage is not None
+    for usage in (whole.usage, last.usage):
+        assert usage.prompt_tokens == len(offline.prompt_token_ids)
+        assert usage.completion_tokens == len(offline.outputs[0].token_ids)
+        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert last.usage.prompt_tokens_details is not None and last.usage.prompt_tokens_details.cached_tokens
+
+
+def test_a_conversation_goes_on_and_uses_what_is_cached(client: openai.OpenAI) -> None:
+    messages = list(MESSAGES)
+    cached = []
+    for question in ("And when?", "And where?"):
+        done = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=24, temperature=0)
+        messages += [
+            {"role": "assistant", "content": done.choices[0].message.content},
+            {"role": "user", "content": question},
+        ]
+        assert done.usage is not None and done.usage.prompt_tokens_details is not None
+        cached.append(done.usage.prompt_tokens_details.cached_tokens or 0)
+    assert cached[1] > 0
+
+
+def test_chat_logprobs_spell_the_text_and_rank_the_best_first(client: openai.OpenAI) -> None:
+    done = client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=12, temperature=0, logprobs=True, top_logprobs=3
+    )
+    (choice,) = done.choices
+    assert choice.logprobs is not None and choice.logprobs.content
+    content = choice.logprobs.content
+    assert "".join(token.token for token in content) == choice.message.content
+    for token in content:
+        logprobs = [top.logprob for top in token.top_logprobs]
+        assert len(logprobs) == 3 and logprobs == sorted(logprobs, reverse=True)
+        assert token.top_logprobs[0].token == token.token and token.top_logprobs[0].logprob == token.logprob
+        assert token.bytes is None or bytes(token.bytes).decode() == token.token
+
+
+def test_an_echo_with_logprobs_scores_the_prompt(client: openai.OpenAI, plain: httpx2.Client) -> None:
+    prompt = PROMPTS[0]
+    (choice,) = client.completions.create(
+        model=MODEL, prompt=prompt, echo=True, logprobs=2, max_tokens=2, temperature=0
+    ).choices
+    assert choice.logprobs is not None and choice.logprobs.tokens and choice.logprobs.token_logprobs
+    token_ids = plain.post("/tokenize", json={"prompt": prompt}).json()["tokens"]
+    assert choice.text.startswith(prompt)
+    assert "".join(choice.logprobs.tokens) == choice.text
+    assert choice.logprobs.token_logprobs[0] is None
+    assert all(value < 0 for value in choice.logprobs.token_logprobs[1:])
+    assert len(choice.logprobs.tokens) == len(token_ids) + 2
+
+
+def test_tokens_go_there_and_back(plain: httpx2.Client) -> None:
+    tokens = plain.post("/tokenize", json={"messages": MESSAGES}).json()["tokens"]
+    text = plain.post("/detokenize", json={"tokens": tokens}).json()["prompt"]
+    assert text.startswith("<|im_start|>system\nYou answer") and text.endswith("<|im_start|>assistant\n")
+    (choice,) = plain.post("/v1/completions", json={"prompt": tokens, **SEEDED}).json()["choices"]
+    chat = plain.post("/v1/chat/completions", json={"messages": MESSAGES, **SEEDED}).json()["choices"][0]
+    assert choice["text"] == chat["message"]["content"]
+
+
+def test_the_asynchronous_client_gets_the_same_from_many_streams_at_once(client: openai.OpenAI, address: str) -> None:
+    def asked(i: int) -> dict[str, Any]:
+        return {"model": MODEL, "prompt": f"Item {i}:", **SEEDED, "max_tokens": 12}
+
+    async def stream(client: openai.AsyncOpenAI, i: int) -> str:
+        chunks = await client.completions.create(**asked(i), stream=True)
+        return "".join([chunk.choices[0].text async for chunk in chunks])
+
+    async def run() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none") as client:
+            return await asyncio.gather(*(stream(client, i) for i in range(8)))
+
+    assert asyncio.run(run()) == [client.completions.create(**asked(i)).choices[0].text for i in range(8)]

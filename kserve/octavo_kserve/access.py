@@ -1,0 +1,81 @@
+"""Who may ask: API keys, on every route but those that only tell health. Knows no model and no SDK."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import octavo
+from octavo_kserve.errors import Unauthorized
+from octavo_kserve.replies import error_response
+
+KEYS_VARIABLE = "OCTAVO_API_KEYS"
+_HEALTH = re.compile(r"/|/health|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
+_SCHEME = "bearer "
+
+
+class ApiKeys:
+    """The keys that open this server; with none of them, it is open. Holds digests only."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        self._digests = [_digest(key) for key in keys]
+
+    def allow(self, authorization: str | None) -> bool:
+        """Whether the value of an Authorization header opens it.
+
+        Takes the same time whichever key is right and however much of one: every digest is compared to its end.
+        """
+        if not self._digests:
+            return True
+        shown = authorization or ""
+        key = shown[len(_SCHEME) :].strip() if shown[: len(_SCHEME)].lower() == _SCHEME else ""
+        digest = _digest(key)
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return bool(key) and any(matches)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def read_keys(file: str | None, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The keys in `file` and in the environment, between spaces, commas or line ends.
+
+    Raises InvalidRequest for a file without a key: a server that was meant to be closed must not be open.
+    """
+    keys = environment.get(KEYS_VARIABLE, "").replace(",", " ").split()
+    if file is not None:
+        try:
+            found = Path(file).read_text(encoding="utf-8").replace(",", " ").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise octavo.InvalidRequest("api_key_file", file, f"a text file that can be read ({error})") from None
+        if not found:
+            raise octavo.InvalidRequest("api_key_file", file, "a file with at least one key")
+        keys += found
+    return tuple(keys)
+
+
+class KeyCheck:
+    """ASGI middleware that refuses requests without a key before anything of them is read."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or answers 401."""
+        if scope["type"] == "http" and not _HEALTH.fullmatch(scope["path"]):
+            shown = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+            if not self._keys.allow(shown[0] if shown else None):
+                await error_response(scope["path"], Unauthorized())(scope, receive, send)
+                return
+        elif scope["type"] == "websocket":
+            # There is no such route; refusing here keeps that true for routes of others.
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await self._app(scope, receive, send)

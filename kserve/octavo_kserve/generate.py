@@ -1,0 +1,90 @@
+"""The Triton server's generate extension: one JSON object in, one out, or a stream of them as server-sent events.
+
+Knows no tensor and no SDK type.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+import octavo
+from octavo.v2 import Array, GenerateRequest
+from octavo_kserve.calls import as_json, complete, raw_request, read_call, responses, submit
+from octavo_kserve.errors import UnknownModel, error_reply
+from octavo_kserve.served_model import Models, ServedModel
+
+logger = logging.getLogger(__name__)
+
+# What the v2 protocol calls the version of a model; there is only one.
+MODEL_VERSION = "1"
+# Proxies that gather a response before they pass it on let such a one through.
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def create_generate_router(models: Models) -> APIRouter:
+    """Routes below /v2/models. Errors before the first response are raised: the app's handler tells them."""
+    router = APIRouter(tags=["generate"])
+
+    async def generate(name: str, request: Request) -> Response:
+        model = _find(models, name)
+        call = read_call(raw_request(await read_json_object(request), _request_id(request)), name, streams=False)
+        return JSONResponse(_body(name, await complete(model, call)))
+
+    async def generate_stream(name: str, request: Request) -> Response:
+        model = _find(models, name)
+        call = read_call(raw_request(await read_json_object(request), _request_id(request)), name, streams=True)
+        stream = await submit(model, call)
+        return StreamingResponse(_events(name, stream, call), headers=_HEADERS, media_type="text/event-stream")
+
+    for endpoint in (generate, generate_stream):
+        for path in ("/v2/models/{name}/", f"/v2/models/{{name}}/versions/{MODEL_VERSION}/"):
+            router.add_api_route(path + endpoint.__name__, endpoint, methods=["POST"], response_model=None)
+    return router
+
+
+def _find(models: Models, name: str) -> ServedModel:
+    model = models.get(name)
+    if model is None:
+        raise UnknownModel(name)
+    return model
+
+
+def _request_id(request: Request) -> str:
+    return request.headers.get("x-request-id", "")
+
+
+async def read_json_object(request: Request) -> dict[str, Any]:
+    """The body, whatever content type it claims to have. Raises InvalidRequest."""
+    try:
+        text = (await request.body()).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise octavo.InvalidRequest("body", f"byte {error.start}", "UTF-8 text") from None
+    body = octavo.parse_json("body", text)
+    if not isinstance(body, dict):
+        raise octavo.InvalidRequest("body", body, "a JSON object")
+    return body
+
+
+def _body(name: str, tensors: Mapping[str, Array]) -> dict[str, Any]:
+    return {"model_name": name, "model_version": MODEL_VERSION} | as_json(tensors)
+
+
+async def _events(name: str, stream: octavo.RequestStream, call: GenerateRequest) -> AsyncIterator[str]:
+    """Whatever happens, the last event tells how the request ended."""
+    try:
+        async for tensors in responses(stream, call):
+            yield _event(_body(name, tensors))
+    except Exception as error:
+        if not isinstance(error, octavo.OctavoError):
+            logger.exception("a stream broke")
+        yield _event({"error": error_reply(error).text})
+
+
+def _event(body: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

@@ -1,0 +1,96 @@
+"""Reads a request to /chat/completions. What messages and tools must look like is the chat template's business."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import octavo
+from octavo_kserve.errors import Unprocessable
+from octavo_kserve.openai.fields import Fields
+from octavo_kserve.openai.request import GenerateRequest, read_call, read_params
+from octavo_kserve.served_model import Models
+
+MOST_TOP_LOGPROBS = 20
+# Variables of well-known templates that a client may set. A template sees others only if the server sets them.
+TEMPLATE_KWARGS = frozenset(
+    {
+        "add_vision_id", "builtin_tools", "custom_tools", "date_string", "documents", "enable_thinking",
+        "keep_thinking", "model_identity", "preserve_thinking", "python_tools", "reasoning_effort", "system_message",
+        "thinking", "thinking_budget", "tools_in_user_message", "xml_tools",
+    }
+)  # fmt: skip
+_MAX_INT32 = 2**31 - 1
+_NOT_SUPPORTED = {
+    "functions": "it is `tools` now",
+    "function_call": "it is `tool_choice` now",
+    "audio": "this model answers in text only",
+    "prediction": "predicted output is not supported yet",
+    "web_search_options": "there is no web search",
+    "chat_template": "prompts are made by the model's own template",
+}
+
+
+def read_chat(fields: Fields, models: Models) -> GenerateRequest:
+    """Reads the body. Raises InvalidRequest that names the field at fault, or UnknownModel."""
+    call = read_call(fields, models, "chatcmpl-")
+    for name, reason in _NOT_SUPPORTED.items():
+        fields.refuse(name, reason)
+    if fields.get("modalities") not in (None, ["text"]):
+        raise octavo.InvalidRequest("modalities", fields.get("modalities"), '["text"]')
+    prompt = read_chat_prompt(fields)
+    num_top_logprobs = _read_num_top_logprobs(fields)
+    # The older name counts only without the newer one.
+    max_tokens = fields.whole_number("max_completion_tokens", 1, _MAX_INT32) or fields.get("max_tokens")
+    params = read_params(fields, {"logprobs": num_top_logprobs, "max_tokens": max_tokens}, max_tokens=None)
+    request = GenerateRequest(
+        call=call,
+        prompts=(prompt,),
+        echoes=(_last_answer(prompt) if fields.flag("echo") else "",),
+        params=params,
+        num_top_logprobs=num_top_logprobs,
+    )
+    fields.log_unknown()
+    return request
+
+
+def read_chat_prompt(fields: Fields) -> octavo.ChatPrompt:
+    """The messages, and what goes with them into the template."""
+    template_kwargs = dict(fields.mapping("chat_template_kwargs"))
+    for name in template_kwargs:
+        if name not in TEMPLATE_KWARGS:
+            allowed = "one of " + ", ".join(sorted(TEMPLATE_KWARGS))
+            raise octavo.InvalidRequest("chat_template_kwargs", name, allowed)
+    effort = fields.text("reasoning_effort")
+    if effort is not None:
+        template_kwargs.setdefault("reasoning_effort", effort)
+    continues = fields.flag("continue_final_message")
+    prompts = fields.flag("add_generation_prompt", not continues)
+    if continues and prompts:
+        raise octavo.InvalidRequest("continue_final_message", True, "false where `add_generation_prompt` is true")
+    return octavo.ChatPrompt(fields.get("messages"), _read_tools(fields), prompts, template_kwargs, continues)
+
+
+def _read_tools(fields: Fields) -> Any:
+    """The tools that the template is shown: none where the client wants none to be called."""
+    tools, choice = fields.get("tools"), fields.get("tool_choice")
+    if choice not in (None, "none") and not tools:
+        raise Unprocessable("tool_choice", choice, "nothing here unless there are `tools`")
+    if choice not in (None, "none", "auto"):
+        raise octavo.InvalidRequest("tool_choice", choice, '"none" or "auto": to force a call is not supported yet')
+    return None if choice == "none" else tools
+
+
+def _read_num_top_logprobs(fields: Fields) -> int | None:
+    asked = fields.flag("logprobs")
+    number = fields.whole_number("top_logprobs", 0, MOST_TOP_LOGPROBS)
+    if number and not asked:
+        raise Unprocessable("top_logprobs", number, "nothing here unless `logprobs` is true")
+    return (number or 0) if asked else None
+
+
+def _last_answer(prompt: octavo.ChatPrompt) -> str:
+    """The text of the last message if the model wrote it: what an answer that continues it begins with."""
+    last = prompt.messages[-1] if isinstance(prompt.messages, list) and prompt.messages else None
+    if isinstance(last, dict) and last.get("role") == "assistant" and isinstance(last.get("content"), str):
+        return str(last["content"])
+    return ""

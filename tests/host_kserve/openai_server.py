@@ -1,0 +1,48 @@
+"""A real HTTP server with nothing but the OpenAI routes, in a thread of its own, for tests with real clients."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+import openai
+import uvicorn
+from fastapi import FastAPI
+
+from octavo_kserve.openai import create_router, create_tokenize_router
+from octavo_kserve.served_model import Models
+
+START_TIMEOUT_S = 30
+
+
+@contextmanager
+def serve(models: Models) -> Iterator[str]:
+    """The server's address while it runs."""
+    app = FastAPI()
+    app.include_router(create_router(models), prefix="/v1")
+    app.include_router(create_tokenize_router(models))
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + START_TIMEOUT_S
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < until
+        thread.join(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()
+    yield f"http://{host}:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@contextmanager
+def clients(address: str) -> Iterator[tuple[openai.OpenAI, httpx2.Client]]:
+    """The official client, and one that can say anything."""
+    with (
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as official,
+        httpx2.Client(base_url=address, timeout=60) as plain,
+    ):
+        yield official, plain
