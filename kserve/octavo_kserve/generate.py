@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 import octavo
 from octavo.v2 import Array, GenerateRequest
@@ -27,6 +28,21 @@ MODEL_VERSION = "1"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
+class EventStream(StreamingResponse):
+    """The outputs of a request as events. However it ends, and if it never begins, so does the request."""
+
+    def __init__(self, name: str, stream: octavo.RequestStream, call: GenerateRequest) -> None:
+        super().__init__(_events(name, stream, call), headers=_HEADERS, media_type="text/event-stream")
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events. A client may have left before the first: then nobody has begun to read the stream."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.cancel()
+
+
 def create_generate_router(models: Models) -> APIRouter:
     """Routes below /v2/models. Errors before the first response are raised: the app's handler tells them."""
     router = APIRouter(tags=["generate"])
@@ -40,7 +56,7 @@ def create_generate_router(models: Models) -> APIRouter:
         model = _find(models, name)
         call = read_call(raw_request(await read_json_object(request), _request_id(request)), name, streams=True)
         stream = await submit(model, call)
-        return StreamingResponse(_events(name, stream, call), headers=_HEADERS, media_type="text/event-stream")
+        return EventStream(name, stream, call)
 
     for endpoint in (generate, generate_stream):
         for path in ("/v2/models/{name}/", f"/v2/models/{{name}}/versions/{MODEL_VERSION}/"):
