@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -82,23 +83,14 @@ async def submit(model: ServedModel, call: GenerateRequest) -> octavo.RequestStr
 
 
 async def complete(model: ServedModel, call: GenerateRequest) -> dict[str, Array]:
-    """Runs a request to its end; its output tensors. Who gives up waiting ends the request."""
-    stream = await submit(model, call)
-    whole: octavo.RequestOutput | None = None
-    try:
-        async for output in stream:
-            if whole is None:
-                whole = output
-            else:
-                whole.extend(output)
-    finally:
-        stream.cancel()
-    if whole is None:
-        raise octavo.RequestFailed("the request ended without an output")
-    return ResponseEncoder(call).encode(whole)
+    """Runs a request that does not stream to its end; its output tensors. Who gives up waiting ends the request."""
+    async with aclosing(responses(await submit(model, call), call)) as answers:
+        async for tensors in answers:
+            return tensors
+    raise octavo.RequestFailed("the request ended without an output")
 
 
-async def responses(stream: octavo.RequestStream, call: GenerateRequest) -> AsyncIterator[dict[str, Array]]:
+async def responses(stream: octavo.RequestStream, call: GenerateRequest) -> AsyncGenerator[dict[str, Array]]:
     """The output tensors of each response of a request that streams; of one that does not, of its only one."""
     encoder = ResponseEncoder(call)
     pending: octavo.RequestOutput | None = None
