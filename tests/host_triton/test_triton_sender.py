@@ -46,7 +46,6 @@ def request(stream: bool = True, n: int = 1) -> GenerateRequest:
         echo="" if stream else "p:",
         priority=0,
         cache_salt="",
-        lora_name=None,
         deadline_s=None,
         outputs=frozenset({"text_output"}),
         logprobs_asked=False,

@@ -58,7 +58,7 @@ def test_the_outputs_are_the_contracts() -> None:
 def test_text_input_alone_is_a_whole_request_with_default_sampling() -> None:
     request = decode()
     assert (request.prompt, request.params, request.stream) == ("hello", SamplingParams(), False)
-    assert (request.priority, request.cache_salt, request.lora_name, request.deadline_s) == (0, "", None, None)
+    assert (request.priority, request.cache_salt, request.deadline_s) == (0, "", None)
 
 
 def test_sampling_parameters_are_read_from_the_json_input() -> None:
@@ -220,7 +220,7 @@ def in_place(place: str, name: str, value: object) -> dict[str, Any]:
 def test_what_is_ours_beside_the_sampling_parameters_may_stand_in_either_place(place: str) -> None:
     assert decode(**in_place(place, "request_priority", "3")).priority == 3
     assert decode(**in_place(place, "cache_salt", "tenant")).cache_salt == "tenant"
-    assert decode(facts=WITH_LORA, **in_place(place, "lora_name", "a")).lora_name == "a"
+    assert refusal(facts=WITH_LORA, **in_place(place, "lora_name", "c")).startswith("LoRA c is not supported")
 
 
 def test_of_two_priorities_that_of_the_sampling_parameters_counts() -> None:

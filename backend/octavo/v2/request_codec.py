@@ -68,7 +68,6 @@ class GenerateRequest:
     echo: str
     priority: int
     cache_salt: str
-    lora_name: str | None
     deadline_s: float | None
     outputs: frozenset[str]
     logprobs_asked: bool
@@ -96,6 +95,7 @@ def decode_request(raw: RawRequest, facts: ModelFacts) -> GenerateRequest:
     sampling = _read_sampling(raw.tensors, parameters)
     own = {name: sampling.pop(name, None) for name in (_PRIORITY, _CACHE_SALT, _LORA_NAME)}
     own = {name: parameters.get(name) if value is None else value for name, value in own.items()}
+    _check_lora(own[_LORA_NAME], facts)
     # A chat may go on to the end of the context; a completion ends after 16 tokens unless told otherwise.
     defaults = {"max_tokens": None} if isinstance(prompt, ChatPrompt) else {}
     params = SamplingParams.from_mapping(sampling, **defaults)
@@ -110,7 +110,6 @@ def decode_request(raw: RawRequest, facts: ModelFacts) -> GenerateRequest:
         echo=text or "" if echoes else "",
         priority=0 if own[_PRIORITY] is None else parse_int(_PRIORITY, own[_PRIORITY]),
         cache_salt=_string(_CACHE_SALT, own[_CACHE_SALT]) or "",
-        lora_name=_check_lora(own[_LORA_NAME], facts),
         deadline_s=_deadline(raw.timeout_us, parameters),
         outputs=outputs,
         logprobs_asked=logprobs_asked,
@@ -196,17 +195,16 @@ def _warn_of_unknown(name: str) -> None:
     logger.warning("unknown request parameter %.80r is ignored", name)
 
 
-def _check_lora(name: object, facts: ModelFacts) -> str | None:
-    name = _string(_LORA_NAME, name)
+def _check_lora(given: object, facts: ModelFacts) -> None:
+    name = _string(_LORA_NAME, given)
     if name is None:
-        return None
+        return
     if facts.lora_names is None:
         raise _FixedText(_LORA_NAME, name, "LoRA feature is not enabled.")
     if name not in facts.lora_names:
         shown = name[:_SHOWN_CHARACTERS]
         text = f"LoRA {shown} is not supported, we currently support {list(facts.lora_names)}"
         raise _FixedText(_LORA_NAME, name, text)
-    return name
 
 
 def _deadline(timeout_us: int, parameters: Mapping[str, Any]) -> float | None:
