@@ -28,6 +28,7 @@ from octavo_triton.server_log import failure_in, progress_in
 SYSTEM_SERVER = Path("/opt/tritonserver")
 POLL_S = 0.1
 EXIT_TIMEOUT_S = 30
+NO_METRICS = ("--allow-metrics=false", "--allow-metrics=0")
 _SHM = Path("/dev/shm")
 
 
@@ -241,11 +242,19 @@ class TritonServer:
             self._report(said)
 
     def _is_ready(self) -> bool:
+        """Whether a client may come. The server says ready while its metrics port, the last to open, is still shut."""
         try:
             with urllib.request.urlopen(f"{self.http_url}/v2/health/ready", timeout=5) as response:
-                return bool(response.status == 200)
+                return bool(response.status == 200) and (not self._shows_metrics() or self._listens_for_metrics())
         except OSError:
             return False
+
+    def _shows_metrics(self) -> bool:
+        return not any(option.lower() in NO_METRICS for option in self.options.extra)
+
+    def _listens_for_metrics(self) -> bool:
+        with urllib.request.urlopen(self.metrics_url, timeout=5) as response:
+            return bool(response.status == 200)
 
 
 def find_server(server_dir: Path) -> Path:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,7 @@ def write_server(options: ServerOptions, script: str) -> None:
 
 
 READY_SERVER = """
-import http.server, os, signal, subprocess, sys
+import http.server, os, signal, subprocess, sys, threading
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 options = dict(argument.split("=", 1) for argument in sys.argv[1:])
 prefix = options["--backend-config"].split("=", 1)[1]
@@ -57,10 +59,20 @@ open("/dev/shm/" + prefix + "left", "w").close()
 print(subprocess.Popen(["sleep", "1000"]).pid, flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        asked_twice.release()
         self.send_response(200)
         self.end_headers()
     do_POST = do_GET
-http.server.HTTPServer(("127.0.0.1", int(options["--http-port"])), Handler).serve_forever()
+def serve(port):
+    http.server.ThreadingHTTPServer(("127.0.0.1", int(options[port])), Handler).serve_forever()
+asked_twice = threading.Semaphore(0)
+def open_late():
+    for _ in range(2):
+        asked_twice.acquire()
+    serve("--metrics-port")
+if "--allow-metrics" not in options:
+    threading.Thread(target=open_late, daemon=True).start()
+serve("--http-port")
 """
 
 
@@ -115,6 +127,19 @@ def test_leaving_ends_every_process_and_removes_every_file(options: ServerOption
         os.kill(launched, 0)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", options.http_port)) != 0
+
+
+def test_it_is_ready_only_when_the_metrics_port_which_opens_last_answers(options: ServerOptions) -> None:
+    write_server(options, READY_SERVER)
+    with TritonServer(options) as server, urllib.request.urlopen(server.metrics_url, timeout=10) as page:
+        assert page.status == 200
+
+
+def test_a_server_that_was_told_to_show_no_metrics_is_ready_without(options: ServerOptions) -> None:
+    write_server(options, READY_SERVER)
+    without = replace(options, extra=("--allow-metrics=false",), start_timeout_s=20)
+    with TritonServer(without) as server, pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(server.metrics_url, timeout=10)
 
 
 def test_an_error_inside_the_block_stops_the_server_too(options: ServerOptions) -> None:
