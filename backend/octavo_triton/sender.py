@@ -27,6 +27,7 @@ from octavo_triton.errors import error_reply
 logger = logging.getLogger(__name__)
 
 POLL_PERIOD_S = 0.08
+MAX_POLL_PERIOD_S = 0.2
 # A poll takes some 70 us of processor time, in the stub and in the server together, as much as half a response: this
 # bounds polling to 5 % of the machine. With more requests than are due in a period, everybody waits longer.
 MAX_POLLS_PER_CORE_S = 700
@@ -34,10 +35,15 @@ MAX_POLLS_PER_CORE_S = 700
 POLL_SLICE = 32
 
 
-def poll_pause_s(num_requests: int, num_cores: int) -> float:
-    """Seconds between the starts of two slices, such that all of `num_requests` have their turn in one period."""
+def poll_pause_s(num_requests: int, num_cores: int, step_s: float) -> float:
+    """Seconds between the starts of two slices, such that all of `num_requests` have their turn in one period.
+
+    A cancelled request's blocks are freed between two steps, so asking more than once a step, which lasts `step_s`,
+    frees nothing sooner.
+    """
     num_slices = max(-(-num_requests // POLL_SLICE), 1)
-    return max(POLL_PERIOD_S, num_requests / (MAX_POLLS_PER_CORE_S * num_cores)) / num_slices
+    period_s = max(POLL_PERIOD_S, min(step_s, MAX_POLL_PERIOD_S), num_requests / (MAX_POLLS_PER_CORE_S * num_cores))
+    return period_s / num_slices
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +52,7 @@ class Reply:
 
     `stream` is None for a request that was refused with `error`. `streams` tells whether its client wants more than one
     response. `pending` has been taken from the stream but not been sent: all so far when not streaming, what shows
-    nothing yet when streaming.
+    nothing yet when streaming. `served_at` is when its stream last brought something (seconds, monotonic).
     """
 
     response_sender: Any
@@ -55,6 +61,7 @@ class Reply:
     streams: bool = False
     error: BaseException | None = None
     pending: RequestOutput | None = None
+    served_at: float | None = None
     cancelling: bool = False
     finished: bool = False
 
@@ -67,6 +74,8 @@ class Sender:
         self._explain = explain
         # Those that this process may use, as a container sets them.
         self._num_cores = len(os.sched_getaffinity(0))
+        # As the gap between two outputs of one stream shows it.
+        self._step_s = 0.0
         # In the order in which they are due to be polled.
         self._replies: OrderedDict[Reply, None] = OrderedDict()
         self._inbox: SimpleQueue[Reply | None] = SimpleQueue()
@@ -105,7 +114,7 @@ class Sender:
             now = time.monotonic()
             if now >= next_poll:
                 self._poll_slice()
-                next_poll = now + poll_pause_s(len(self._replies), self._num_cores)
+                next_poll = now + poll_pause_s(len(self._replies), self._num_cores, self._step_s)
         for reply in list(self._replies):
             self._guard(reply, self._serve)
             if not reply.finished:
@@ -133,6 +142,10 @@ class Sender:
             return
         if output is None:
             raise RequestFailed("the request ended without its last output")
+        now = time.monotonic()
+        if reply.served_at is not None:
+            self._step_s = now - reply.served_at
+        reply.served_at = now
         if reply.pending is None:
             reply.pending = output
         else:

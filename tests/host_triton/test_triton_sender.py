@@ -170,14 +170,19 @@ def test_everybody_is_polled_once_in_a_period_that_grows_slowly(
     num_requests: int, num_cores: int, longest_s: float
 ) -> None:
     num_slices = math.ceil(num_requests / POLL_SLICE)
-    assert num_slices * poll_pause_s(num_requests, num_cores) <= longest_s
+    assert num_slices * poll_pause_s(num_requests, num_cores, step_s=0) <= longest_s
 
 
 @pytest.mark.parametrize("num_requests", [1, 64, 300, 1000, 10_000])
 def test_polling_takes_a_small_part_of_the_machine(num_requests: int) -> None:
     num_slices = math.ceil(num_requests / POLL_SLICE)
-    polls_per_s = num_requests / (num_slices * poll_pause_s(num_requests, 2))
+    polls_per_s = num_requests / (num_slices * poll_pause_s(num_requests, 2, step_s=0))
     assert polls_per_s * 70e-6 < 0.051 * 2
+
+
+@pytest.mark.parametrize(("step_s", "period_s"), [(0.004, 0.08), (0.11, 0.11), (3.0, 0.2)])
+def test_an_engine_with_long_steps_is_asked_once_a_step_and_never_too_rarely(step_s: float, period_s: float) -> None:
+    assert 2 * poll_pause_s(64, 2, step_s) == pytest.approx(period_s)
 
 
 def test_each_slice_of_polls_goes_on_where_the_last_one_ended(sender: Sender, make_response_sender: type[Any]) -> None:
