@@ -58,5 +58,5 @@ bench: setup
 	@$(PY) integration/bench/offline.py $(BENCH_ARGS)
 
 clean:
-	@rm -rf $(VENV) $(SERVER) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(SERVER) build dist *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find backend kserve tests integration examples -name __pycache__ -type d -prune -exec rm -rf {} +

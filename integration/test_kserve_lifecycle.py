@@ -88,6 +88,26 @@ def test_an_engine_that_dies_is_not_ready_but_alive_and_comes_back(tmp_path: Pat
         server.wait_until(lambda: server.status("/v2/health/ready") == 200)
 
 
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_streams_survive_an_engine_that(tmp_path: Path, sig: signal.Signals) -> None:
+    """A hang ends when a step has taken too long; until then, and not for longer, requests are silent."""
+    with KServeServer(tmp_path / "log", *fake_arguments(tmp_path, step_timeout_s=1)) as server:
+        ask = {"text_input": "x", "max_tokens": 250, "seed": 7, "exclude_input_in_output": True}
+        whole = server.post("/v2/models/fake/generate", ask)[1]["text_output"]
+        native, native_events = stream_in_background(server, STREAM, ask | {"stream": True})
+        body = {"model": "fake", "prompt": "x", "max_tokens": 250, "seed": 7, "stream": True}
+        openai, openai_events = stream_in_background(server, OPENAI, body)
+        for pid in children(server.process.pid):
+            os.kill(pid, sig)
+        for thread in (native, openai):
+            thread.join(30)
+        assert "".join(event["text_output"] for event in native_events) == whole
+        assert openai_events.pop() == "[DONE]"
+        assert "".join(event["choices"][0]["text"] for event in openai_events) == whole
+        assert server.metric("octavo:engine_restarts_total", model_name="fake") == 1
+        server.wait_until(lambda: server.status("/v2/health/ready") == server.status("/v2/health/live") == 200)
+
+
 def test_an_engine_that_is_dead_for_good_ends_the_server(tmp_path: Path) -> None:
     with KServeServer(tmp_path / "log", *fake_arguments(tmp_path, max_restarts=0)) as server:
         for pid in children(server.process.pid):

@@ -147,3 +147,34 @@ def test_the_asynchronous_client_gets_the_same_from_many_streams_at_once(client:
             return await asyncio.gather(*(stream(client, i) for i in range(8)))
 
     assert asyncio.run(run()) == [client.completions.create(**asked(i)).choices[0].text for i in range(8)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_asynchronous_client_gets_texts_ends_and_counts_of_the_other_one(
+    client: openai.OpenAI, address: str, stream: bool
+) -> None:
+    chat: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, **SEEDED}
+    completion: dict[str, Any] = {"model": MODEL, "prompt": PROMPTS[0], **SEEDED}
+    more: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+
+    async def run() -> list[list[Any]]:
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none") as client:
+            answers = [await client.chat.completions.create(**chat, **more)]
+            answers.append(await client.completions.create(**completion, **more))
+            return [[chunk async for chunk in answer] if stream else [answer] for answer in answers]
+
+    plain = [client.chat.completions.create(**chat), client.completions.create(**completion)]
+    for whole, chunks in zip(plain, asyncio.run(run()), strict=True):
+        choices = [choice for chunk in chunks for choice in chunk.choices]
+        assert "".join(map(text_of, choices)) == text_of(whole.choices[0]) != ""
+        assert [choice.finish_reason for choice in choices if choice.finish_reason] == [whole.choices[0].finish_reason]
+        (usage,) = [chunk.usage for chunk in chunks if chunk.usage]
+        counts = (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
+        assert counts == (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.usage.total_tokens)
+
+
+def text_of(choice: Any) -> str:
+    """What a choice says, whole or in part, of a chat or a completion."""
+    if hasattr(choice, "text"):
+        return str(choice.text)
+    return (choice.delta if hasattr(choice, "delta") else choice.message).content or ""

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 import tritonclient.http as v2_client
 from kserve_server import KServeServer, fake_arguments
+from tritonclient.utils import InferenceServerException
+
+from octavo_triton.launch import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +88,24 @@ def test_the_client_of_the_v2_protocol_gets_the_tensors(server: KServeServer, bi
     assert answer.get_response()["id"] == "7"
 
 
+@pytest.mark.parametrize("version", ["", "1"])
+def test_the_client_of_the_v2_protocol_is_told_of_health_and_tensors(server: KServeServer, version: str) -> None:
+    client = v2_client.InferenceServerClient(f"127.0.0.1:{server.http_port}")
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("fake", version)
+    assert not client.is_model_ready("fake", "2") and not client.is_model_ready("nobody", version)
+    metadata = client.get_model_metadata("fake", version)
+    assert {"name": "text_input", "datatype": "BYTES", "shape": [1]} in metadata["inputs"]
+    assert {"name": "text_output", "datatype": "BYTES", "shape": [-1]} in metadata["outputs"]
+    text = v2_client.InferInput("text_input", [1], "BYTES")
+    text.set_data_from_numpy(np.array([b"hello"], dtype=np.object_))
+    said = client.infer("fake", [text], version, parameters={"max_tokens": 8, "seed": 1}).as_numpy("text_output")[0]
+    assert said.decode() == "hello" + text_of(server)
+    for name, parameters, words in (("nobody", {}, "nobody"), ("fake", {"max_tokens": -1}, "max_tokens")):
+        with pytest.raises(InferenceServerException, match=words):
+            client.infer(name, [text], version, parameters=parameters)
+    client.close()
+
+
 _GRPC = """
 import sys, numpy as np, tritonclient.grpc as v2
 client = v2.InferenceServerClient(sys.argv[1])
@@ -136,7 +158,8 @@ def test_openai_chats_stream_to_the_end(server: KServeServer) -> None:
         ("/v2/models/nobody/infer", {"inputs": []}, 404, "nobody"),
         ("/v1/models/fake:predict", {"instances": []}, 400, "instances"),
         ("/v1/models/fake:predict", {"instances": [1]}, 400, "instances[0]"),
-        ("/v2/repository/models/fake/unload", {}, 501, "unloaded"),
+        ("/v2/repository/models/nobody/unload", {}, 404, "nobody"),
+        ("/v2/repository/index", {"ready": "x"}, 400, "ready"),
     ],
 )
 def test_errors_have_one_line_that_names_the_fault(
@@ -247,17 +270,23 @@ def test_metrics_count_what_was_done_exactly(server: KServeServer) -> None:
 
 def test_keys_open_every_route_and_health_needs_none(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("secret-2\n")
-    arguments = [*fake_arguments(tmp_path), "--api-key-file", str(tmp_path / "keys")]
+    metrics_port = free_port()
+    arguments = [*fake_arguments(tmp_path), "--api-key-file", str(tmp_path / "keys"), f"--metrics-port={metrics_port}"]
+    arguments += ["--access-log-format", "%(request_line)s -> %(status_code)s"]
     with KServeServer(tmp_path / "log", *arguments, environment={"OCTAVO_API_KEYS": "secret-1"}) as server:
         for path in ("/", "/health", "/v2/health/live", "/v2/health/ready", "/v2/models/fake/ready"):
             assert server.status(path) == 200, path
         for path in ("/metrics", "/v2", "/v2/models", "/v1/models", "/v1/models/fake", "/openapi.json", "/nowhere"):
             assert server.status(path) == 401, path
         assert server.post(GENERATE, ASK)[0] == 401
+        assert server.post("/v2/repository/models/fake/unload", {})[0] == 401
         assert server.post(GENERATE, ASK, {"Authorization": "Bearer secret-3"})[0] == 401
         assert server.post("/v1/completions", {"model": "fake", "prompt": "x"})[1]["error"]["code"] == "invalid_api_key"
         assert server.post(GENERATE, ASK, KEY)[0] == 200
         assert server.post(GENERATE, ASK, {"Authorization": "Bearer secret-1"})[0] == 200
+        assert f"POST {GENERATE} HTTP/1.1 -> 200 OK" in server.log()
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=30) as page:
+            assert b"vllm:num_requests_running" in page.read()
         command = [sys.executable, "-c", _GRPC, f"127.0.0.1:{server.grpc_port}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.stdout.startswith("True True True")

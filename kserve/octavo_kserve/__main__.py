@@ -19,17 +19,15 @@ def main() -> int:
     """The exit code: 0 after a drain, 1 when a model could not be loaded or has died, 2 for a bad command line."""
     configure_log()
     try:
-        options = parse_options(sys.argv[1:], model_server.parser)
+        server = OctavoServer(parse_options(sys.argv[1:], model_server.parser))
     except octavo.OctavoError as error:
         logger.error("%s", error)
         return 2
-    server = OctavoServer(options)
     try:
-        models = server.create_models()
+        server.start()
     except octavo.OctavoError as error:
         logger.error("%s", error)
         return 1
-    server.start(models)
     return 1 if server.failure is not None else 0
 
 

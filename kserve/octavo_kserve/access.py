@@ -1,4 +1,4 @@
-"""Who may ask: API keys, on every route but those that only tell health. Knows no model and no SDK."""
+"""Who may ask: API keys, on every route but health and the files of the page. Knows no model and no SDK."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from octavo_kserve.errors import Unauthorized
 from octavo_kserve.replies import error_response
 
 KEYS_VARIABLE = "OCTAVO_API_KEYS"
-_HEALTH = re.compile(r"/|/health|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
+_HEALTH = r"/|/health|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready"
+# A browser sends no key when it opens a page: the page asks for one, and sends it where it asks for data.
+_PAGE = r"/ui(/[^/]*)?"
+OPEN_PATHS = re.compile(f"{_HEALTH}|{_PAGE}")
 _SCHEME = "bearer "
 
 
@@ -69,7 +72,7 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401."""
-        if scope["type"] == "http" and not _HEALTH.fullmatch(scope["path"]):
+        if scope["type"] == "http" and not OPEN_PATHS.fullmatch(scope["path"]):
             shown = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
             if not self._keys.allow(shown[0] if shown else None):
                 await error_response(scope["path"], Unauthorized())(scope, receive, send)

@@ -12,29 +12,41 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady, ServerNotLive, ServerNotReady
+from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
-from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import metrics_handler
 from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
+from starlette.exceptions import HTTPException
 
 import octavo
 from octavo_kserve.access import ApiKeys, KeyCheck
+from octavo_kserve.api_document import document_with
 from octavo_kserve.connection import ConnectionGuard
-from octavo_kserve.errors import UnknownModel
+from octavo_kserve.described import answers, described
+from octavo_kserve.errors import NoSuchMethod, NoSuchRoute, UnknownModel
 from octavo_kserve.generate import create_generate_router
 from octavo_kserve.infer import create_infer_router
 from octavo_kserve.lifecycle import Lifecycle
+from octavo_kserve.model_status import create_status_router
 from octavo_kserve.openai import create_router, create_tokenize_router
 from octavo_kserve.openai.model_cards import model_card
 from octavo_kserve.options import Options
+from octavo_kserve.page import create_page_router
+from octavo_kserve.predictor import OctavoModel
 from octavo_kserve.replies import error_response
+from octavo_kserve.repository import Repository
+from octavo_kserve.repository_index import create_index_router
 
 logger = logging.getLogger(__name__)
 
+_PAGES = ("text/plain", "application/openmetrics-text")
+_METRICS = described("Metrics", {"content": {page: {"schema": {"type": "string"}} for page in _PAGES}})
+_LIVE = described("Is it alive?", answers("Status"), errors=[503], style="Status")
+_READY = described("Is it ready?", {}, errors=[503], style="")
+_MODEL_READY = described("Is a model ready?", answers("Model"), errors=[404, 503], style="Error")
 _OF_THE_SDK = {
     InvalidInput: HTTPStatus.BAD_REQUEST,
-    ModelNotFound: HTTPStatus.NOT_FOUND,
     ModelNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     ServerNotLive: HTTPStatus.SERVICE_UNAVAILABLE,
     ServerNotReady: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -42,11 +54,28 @@ _OF_THE_SDK = {
 }
 
 
+class LiveRegistry(ModelRepository):
+    """The SDK's registry, without entries of its own: it shows the models that are served when it is asked."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        super().__init__()
+        self._lifecycle = lifecycle
+
+    def get_model(self, name: str) -> OctavoModel | None:
+        """The model of this name or alias."""
+        served = self._lifecycle.models.get(name)
+        return None if served is None else OctavoModel(served, self._lifecycle)
+
+    def get_models(self) -> dict[str, OctavoModel | None]:
+        """Those of all names."""
+        return {name: self.get_model(name) for model in self._lifecycle.models for name in model.names}
+
+
 class OctavoDataPlane(DataPlane):
     """What the SDK's routes, REST and gRPC, learn of the server's health and its models."""
 
-    def __init__(self, lifecycle: Lifecycle, registry: Any) -> None:
-        super().__init__(model_registry=registry)
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        super().__init__(model_registry=LiveRegistry(lifecycle))
         self._lifecycle = lifecycle
 
     async def live(self) -> dict[str, str]:
@@ -58,31 +87,35 @@ class OctavoDataPlane(DataPlane):
         return self._lifecycle.is_ready()
 
     async def model_ready(self, model_name: str, disable_predictor_health_check: bool = False) -> bool:
-        """For readiness probes of a model; with the flag, for a request, which is taken while probes are told no."""
+        """For readiness probes of a model; with the flag, for a request: `get_model` refuses one that comes early."""
         model = self.get_model_from_registry(model_name)
-        return bool(model.ready if disable_predictor_health_check else await model.healthy())
+        return disable_predictor_health_check or bool(await model.healthy())
+
+    def decode(self, body: Any, headers: Any, *more: Any, **named: Any) -> Any:
+        """Reads the body of a v1 request, or of a CloudEvent. Raises InvalidInput or InvalidRequest."""
+        try:
+            return super().decode(body, headers, *more, **named)
+        except InvalidInput:
+            raise
+        except Exception as error:
+            # It takes an event to be what it should.
+            raise octavo.InvalidRequest(
+                "body", type(error).__name__, "a request, or a CloudEvent with its data"
+            ) from None
 
     async def get_model(self, name: str) -> Any:
-        """The model as it is: the SDK would load one again that restarts or drains."""
+        """For a request. Raises UnknownModel, ModelLoading; the SDK would load one anew that restarts."""
+        self._lifecycle.models.find(name)
         return self.get_model_from_registry(name)
 
 
-class FixedRepository(ModelRepositoryExtension):
-    """The models are those of the command line: nothing is loaded or unloaded by request."""
-
-    async def load(self, model_name: str) -> None:
-        """Refuses."""
-        raise NotImplementedError("models are not loaded by request: name them when the server starts")
-
-    async def unload(self, model_name: str) -> None:
-        """Refuses."""
-        raise NotImplementedError("models are not unloaded by request")
-
-
-def mount(app: FastAPI, lifecycle: Lifecycle, dataplane: OctavoDataPlane, options: Options) -> None:
+def mount(
+    app: FastAPI, lifecycle: Lifecycle, dataplane: OctavoDataPlane, repository: Repository, options: Options
+) -> None:
     """Makes `app` the whole HTTP side of this server. For its own: an application cannot be mounted twice."""
     # The SDK's own choice is one that FastAPI warns of.
     app.router.default_response_class = JSONResponse
+    app.include_router(create_page_router())
     app.include_router(_health_router(lifecycle))
     openai = create_router(lifecycle.models)
     for prefix in ("/openai/v1", "/v1"):
@@ -90,12 +123,16 @@ def mount(app: FastAPI, lifecycle: Lifecycle, dataplane: OctavoDataPlane, option
     app.include_router(create_tokenize_router(lifecycle.models))
     app.include_router(create_generate_router(lifecycle.models))
     app.include_router(create_infer_router(dataplane))
-    app.add_api_route("/metrics", metrics_handler, methods=["GET"])
-    repository = FixedRepository(model_registry=dataplane.model_registry)
+    app.include_router(create_status_router(dataplane))
+    app.include_router(create_index_router(repository))
+    app.add_api_route("/metrics", metrics_handler, methods=["GET"], tags=["metrics"], **_METRICS)
     register_v1_endpoints(app, dataplane, repository)
     register_v2_endpoints(app, dataplane, repository)
+    document_with(app, lifecycle.models, has_keys=bool(options.api_keys))
     for kind, status in _OF_THE_SDK.items():
         app.add_exception_handler(kind, _teller(status))
+    app.add_exception_handler(ModelNotFound, _tell_of_model)
+    app.add_exception_handler(HTTPException, _tell_of_route)
     app.add_exception_handler(octavo.OctavoError, _tell)
     app.add_exception_handler(Exception, _tell)
     # The last one added is the first to see a request.
@@ -108,16 +145,16 @@ def _health_router(lifecycle: Lifecycle) -> APIRouter:
     """What the SDK has no route for, or one that tells too little."""
     router = APIRouter(tags=["health"])
 
-    @router.get("/")
+    @router.get("/", **_LIVE)
     async def root() -> Response:
         live = lifecycle.is_live()
         return JSONResponse({"status": "alive" if live else "dead"}, 200 if live else 503)
 
-    @router.get("/health")
+    @router.get("/health", **_READY)
     async def health() -> Response:
         return Response(status_code=200 if lifecycle.is_ready() else 503)
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", **_MODEL_READY)
     async def model_ready(name: str) -> Response:
         model = lifecycle.models.get(name)
         if model is None:
@@ -134,6 +171,23 @@ def _teller(status: HTTPStatus) -> Any:
         return JSONResponse({"error": str(error)}, status)
 
     return tell
+
+
+async def _tell_of_model(request: Request, error: Exception) -> Response:
+    """The SDK's word for what UnknownModel is here."""
+    names = request.path_params
+    return error_response(request.url.path, UnknownModel(names.get("name") or names.get("model_name", "")))
+
+
+async def _tell_of_route(request: Request, error: Exception) -> Response:
+    """What the router refuses by itself."""
+    assert isinstance(error, HTTPException)
+    allowed = (error.headers or {}).get("Allow")
+    if allowed is None:
+        return error_response(request.url.path, NoSuchRoute(request.url.path))
+    response = error_response(request.url.path, NoSuchMethod(request.method, allowed))
+    response.headers["Allow"] = allowed
+    return response
 
 
 async def _tell(request: Request, error: Exception) -> Response:

@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 
 import octavo
-from octavo.v2 import INPUTS, OUTPUTS, Array, GenerateRequest, ModelFacts, RawRequest, ResponseEncoder, decode_request
+from octavo.v2 import (
+    INPUTS,
+    OUTPUTS,
+    Array,
+    GenerateRequest,
+    ModelFacts,
+    RawRequest,
+    ResponseEncoder,
+    TensorSpec,
+    decode_request,
+)
 from octavo_kserve.served_model import ServedModel
 
 # To make tokens of a longer prompt takes milliseconds, in which no other client would be served.
@@ -23,9 +33,16 @@ LONG_PROMPT = 50_000
 ALL_OUTPUTS = frozenset(spec.name for spec in OUTPUTS)
 _INPUT_NAMES = frozenset(spec.name for spec in INPUTS)
 # Inputs that hold JSON in a string; where the body is JSON anyway, its own value may stand there.
-_JSON_INPUTS = frozenset({"messages", "tools", "response_format", "sampling_parameters"})
+JSON_INPUTS = frozenset({"messages", "tools", "response_format", "sampling_parameters"})
+# The names that the v2 protocol has for the types of a model configuration.
+_DATATYPES = {"TYPE_STRING": "BYTES"}
 
 _numbers = itertools.count()
+
+
+def datatype(spec: TensorSpec) -> str:
+    """The protocol's name for a tensor's type."""
+    return _DATATYPES.get(spec.data_type, spec.data_type.removeprefix("TYPE_"))
 
 
 def raw_request(body: Mapping[str, Any], request_id: str = "") -> RawRequest:
@@ -37,11 +54,15 @@ def raw_request(body: Mapping[str, Any], request_id: str = "") -> RawRequest:
     if nested is not None and not isinstance(nested, dict):
         raise octavo.InvalidRequest("parameters", nested, "a JSON object")
     flat = {name: value for name, value in body.items() if name != "parameters"} | (nested or {})
-    tensors = {name: _tensor(name, flat.pop(name)) for name in _INPUT_NAMES & flat.keys()}
     found_id = flat.pop("id", request_id)
+    try:
+        tensors = {name: _tensor(name, flat.pop(name)) for name in _INPUT_NAMES & flat.keys()}
+        parameters = json.dumps(flat)
+    except RecursionError:
+        raise octavo.InvalidRequest("parameters", "the body", "values that are not nested too deeply") from None
     return RawRequest(
         tensors=tensors,
-        parameters=json.dumps(flat),
+        parameters=parameters,
         request_id=found_id if isinstance(found_id, str) else str(found_id),
         timeout_us=0,
         outputs=ALL_OUTPUTS,
@@ -49,7 +70,7 @@ def raw_request(body: Mapping[str, Any], request_id: str = "") -> RawRequest:
 
 
 def _tensor(name: str, value: object) -> Array:
-    if name in _JSON_INPUTS and not isinstance(value, str):
+    if name in JSON_INPUTS and not isinstance(value, str):
         value = json.dumps(value)
     elements = value if isinstance(value, list) else [value]
     array = np.empty(len(elements), dtype=np.object_)

@@ -11,7 +11,7 @@ import logging
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from octavo_kserve.errors import BodyTooLarge
+from octavo_kserve.errors import BodyTooLarge, ClientGone
 from octavo_kserve.replies import error_response
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ _LINE_BYTES = 4
 class ConnectionGuard:
     """ASGI middleware: bounds what a request may hold, and cancels its handler when its client goes away.
 
-    A handler that was cancelled so ends its engine request as for any other cancellation.
+    The one place of this server that watches clients: a handler that was cancelled ends its engine request.
     """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, max_header_bytes: int) -> None:
@@ -60,7 +60,7 @@ class _Exchange:
         self._scope, self._receive, self._send = scope, receive, send
         self._max_body_bytes = max_body_bytes
         self._num_bytes = 0
-        self._error: BodyTooLarge | None = None
+        self._error: BodyTooLarge | ClientGone | None = None
         self._task: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
@@ -71,16 +71,16 @@ class _Exchange:
         try:
             await self._task
         except asyncio.CancelledError:
-            if self._error is None and not self._gone.is_set():
+            if self._error is None:
                 raise
-            logger.debug("the handler of %s was cancelled", self._scope["path"])
+            logger.debug("the handler of %s was cancelled: %s", self._scope["path"], self._error)
         finally:
             if self._watch is not None:
                 self._watch.cancel()
         if self._error is not None and not self._started:
             await self.refuse(self._error)
 
-    async def refuse(self, error: BodyTooLarge) -> None:
+    async def refuse(self, error: BodyTooLarge | ClientGone) -> None:
         response = error_response(self._scope["path"], error)
         # What is still on its way would be read for nothing.
         response.headers["Connection"] = "close"
@@ -91,20 +91,18 @@ class _Exchange:
 
     async def _take(self) -> Message:
         """The app's `receive`."""
-        if self._watch is not None or self._error is not None:
+        if self._watch is not None:
             await self._gone.wait()
             return {"type": "http.disconnect"}
         message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self._gone.set()
-            return message
         self._num_bytes += len(message.get("body", b""))
-        if self._num_bytes > self._max_body_bytes:
-            self._error = _too_large("body", self._max_body_bytes)
-            assert self._task is not None
-            self._task.cancel()
+        if message["type"] == "http.disconnect":
+            self._cancel(ClientGone())
+        elif self._num_bytes > self._max_body_bytes:
+            self._cancel(_too_large("body", self._max_body_bytes))
+        if self._error is not None:
             # Cancelled here, or in whichever part of the app waits for this one.
-            await self._gone.wait()
+            await asyncio.Event().wait()
         if not message.get("more_body", False):
             self._watch = asyncio.create_task(self._watch_client())
         return message
@@ -119,8 +117,14 @@ class _Exchange:
         # After the body there is nothing to come but the end, which a complete response is as well.
         await self._receive()
         self._gone.set()
-        if not self._complete and self._task is not None:
-            self._task.cancel()
+        if not self._complete:
+            self._cancel(ClientGone())
+
+    def _cancel(self, error: BodyTooLarge | ClientGone) -> None:
+        """Ends the handler; the client, if it is still there, is told the error unless its answer has begun."""
+        assert self._task is not None
+        self._error = error
+        self._task.cancel()
 
 
 def _too_large(what: str, limit: int) -> BodyTooLarge:

@@ -32,6 +32,29 @@ class Unauthorized(octavo.RequestError):
         super().__init__("a valid API key is required: send the header `Authorization: Bearer KEY`")
 
 
+class ModelLoading(octavo.EngineError):
+    """The model has not been ready yet. `retry_after_s` is when to ask again, in seconds."""
+
+    retry_after_s = 5.0
+
+    def __init__(self, name: str, elapsed_s: float) -> None:
+        super().__init__(f"model: {name!r:.80} is loading, for {elapsed_s:.0f} s so far; requests are taken afterwards")
+
+
+class NoSuchRoute(octavo.RequestError):
+    """No route has this path."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"there is no route {path!r:.80}")
+
+
+class NoSuchMethod(octavo.RequestError):
+    """There is such a route, but not for this HTTP method."""
+
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(f"{method!r:.20} is not for this route; it allows {allowed}")
+
+
 class BodyTooLarge(octavo.RequestError):
     """The body, or the headers, are larger than this server reads."""
 
@@ -64,6 +87,8 @@ ERROR_TABLE: dict[type[octavo.OctavoError], ErrorRow] = {
     octavo.PromptTooLong: ErrorRow(400, _INVALID, "context_length_exceeded"),
     Unauthorized: ErrorRow(401, _INVALID, "invalid_api_key"),
     UnknownModel: ErrorRow(404, _INVALID, "model_not_found"),
+    NoSuchRoute: ErrorRow(404, _INVALID, "not_found"),
+    NoSuchMethod: ErrorRow(405, _INVALID, "method_not_allowed"),
     octavo.DeadlineExceeded: ErrorRow(408, "timeout_error", "deadline_exceeded"),
     BodyTooLarge: ErrorRow(413, _INVALID, "request_too_large"),
     octavo.Overloaded: ErrorRow(429, "rate_limit_error", "rate_limit_exceeded"),
@@ -72,6 +97,7 @@ ERROR_TABLE: dict[type[octavo.OctavoError], ErrorRow] = {
     octavo.RequestCancelled: ErrorRow(503, _SERVER, "service_unavailable"),
     octavo.EngineError: ErrorRow(500, _SERVER, "internal_error"),
     octavo.RequestFailed: ErrorRow(500, _SERVER, "internal_error"),
+    ModelLoading: ErrorRow(503, _SERVER, "service_unavailable"),
     octavo.ModelLoadError: ErrorRow(503, _SERVER, "service_unavailable"),
     octavo.EngineDead: ErrorRow(503, _SERVER, "service_unavailable"),
 }
@@ -100,7 +126,7 @@ def error_reply(error: BaseException) -> ErrorReply:
     # A client's own words may be in it: what UTF-8 cannot hold could not be sent.
     text = " ".join(str(error).splitlines()).encode("utf-8", "backslashreplace").decode("utf-8")
     reply = _reply(row, text, getattr(error, "parameter", None))
-    if isinstance(error, octavo.Overloaded):
+    if isinstance(error, octavo.Overloaded | ModelLoading):
         reply.headers["Retry-After"] = str(max(math.ceil(error.retry_after_s), 1))
     if isinstance(error, Unauthorized):
         reply.headers["WWW-Authenticate"] = "Bearer"

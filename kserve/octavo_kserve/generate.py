@@ -17,14 +17,18 @@ from starlette.types import Receive, Scope, Send
 import octavo
 from octavo.v2 import Array, GenerateRequest
 from octavo_kserve.calls import as_json, complete, raw_request, read_call, responses, submit
-from octavo_kserve.errors import UnknownModel, error_reply
-from octavo_kserve.served_model import Models, ServedModel
+from octavo_kserve.described import answers, described
+from octavo_kserve.errors import error_reply
+from octavo_kserve.served_model import Models
 
 logger = logging.getLogger(__name__)
 
 # What the v2 protocol calls the version of a model; there is only one.
 MODEL_VERSION = "1"
 # Proxies that gather a response before they pass it on let such a one through.
+_ERRORS = (400, 404, 408, 413, 429, 500, 503)
+_WHOLE = described("Generate", answers("Generated"), "GenerateRequest", errors=_ERRORS)
+_STREAM = described("Generate, as a stream", answers("", "GeneratedEvent"), "GenerateRequest", errors=_ERRORS)
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -48,27 +52,20 @@ def create_generate_router(models: Models) -> APIRouter:
     router = APIRouter(tags=["generate"])
 
     async def generate(name: str, request: Request) -> Response:
-        model = _find(models, name)
+        model = models.find(name)
         call = read_call(raw_request(await read_json_object(request), _request_id(request)), name, streams=False)
         return JSONResponse(_body(name, await complete(model, call)))
 
     async def generate_stream(name: str, request: Request) -> Response:
-        model = _find(models, name)
+        model = models.find(name)
         call = read_call(raw_request(await read_json_object(request), _request_id(request)), name, streams=True)
         stream = await submit(model, call)
         return EventStream(name, stream, call)
 
-    for endpoint in (generate, generate_stream):
-        for path in ("/v2/models/{name}/", f"/v2/models/{{name}}/versions/{MODEL_VERSION}/"):
-            router.add_api_route(path + endpoint.__name__, endpoint, methods=["POST"], response_model=None)
+    for path in ("/v2/models/{name}/", f"/v2/models/{{name}}/versions/{MODEL_VERSION}/"):
+        router.add_api_route(f"{path}generate", generate, methods=["POST"], **_WHOLE)
+        router.add_api_route(f"{path}generate_stream", generate_stream, methods=["POST"], **_STREAM)
     return router
-
-
-def _find(models: Models, name: str) -> ServedModel:
-    model = models.get(name)
-    if model is None:
-        raise UnknownModel(name)
-    return model
 
 
 def _request_id(request: Request) -> str:

@@ -44,9 +44,12 @@ Continue = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 class GrpcServer:
     """One server; `start` returns when it has ended, `stop` ends it."""
 
-    def __init__(self, address: str, servicer: InferenceServicer, keys: ApiKeys, max_message_bytes: int) -> None:
-        """Raises RuntimeError when nothing can listen on `address`."""
-        options = [(f"grpc.max_{way}_message_length", max_message_bytes) for way in ("send", "receive")]
+    def __init__(
+        self, address: str, servicer: InferenceServicer, keys: ApiKeys, max_send_bytes: int, max_receive_bytes: int
+    ) -> None:
+        """The limits are of one message. Raises RuntimeError when nothing can listen on `address`."""
+        limits = {"send": max_send_bytes, "receive": max_receive_bytes}
+        options = [(f"grpc.max_{way}_message_length", limit) for way, limit in limits.items()]
         self._server = aio.server(interceptors=(_Guard(keys),), options=options)
         service.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
         self._server.add_insecure_port(address)

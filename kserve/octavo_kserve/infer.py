@@ -9,26 +9,30 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from kserve.errors import InvalidInput, ModelNotReady
+from kserve.errors import InvalidInput
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.infer_type import InferRequest
 from kserve.protocol.rest.v2_datamodels import InferenceRequest
 from pydantic import ValidationError
 
 import octavo
+from octavo_kserve.described import also_binary, answers, described
 from octavo_kserve.generate import MODEL_VERSION, read_json_object
 
 # How many bytes of JSON stand before the binary tensors; in a response too.
 _JSON_LENGTH = "inference-header-content-length"
+_INFER = also_binary(
+    described("Infer", answers("Inferred"), "InferRequest", errors=(400, 404, 408, 413, 429, 500, 503))
+)
 
 
 def create_infer_router(dataplane: DataPlane) -> APIRouter:
     """The routes below /v2/models. What is wrong with a request is raised."""
-    router = APIRouter(tags=["infer"])
+    router = APIRouter(tags=["V2"])
 
     async def infer(name: str, request: Request) -> Response:
-        if not await dataplane.model_ready(name, True):
-            raise ModelNotReady(name)
+        # Before the body is read. Raises for a model that takes no requests.
+        await dataplane.get_model(name)
         headers = dict(request.headers)
         found, _ = await dataplane.infer(name, await _read(request, name), headers)
         body, json_length = found.to_rest()
@@ -37,7 +41,7 @@ def create_infer_router(dataplane: DataPlane) -> APIRouter:
         return Response(body, headers={_JSON_LENGTH: str(json_length)}, media_type="application/octet-stream")
 
     for path in ("/v2/models/{name}/infer", f"/v2/models/{{name}}/versions/{MODEL_VERSION}/infer"):
-        router.add_api_route(path, infer, methods=["POST"], response_model=None)
+        router.add_api_route(path, infer, methods=["POST"], **_INFER)
     return router
 
 

@@ -47,32 +47,31 @@ class Lifecycle:
     def is_live(self) -> bool:
         """Whether a restart would be of no use: engines load or work, or the end has been asked for anyway."""
         return self.draining or all(
-            condition_of(model.engine) in (Condition.LOADING, Condition.READY) for model in self.models
+            condition_of(model.engine) in (Condition.LOADING, Condition.READY) for model in self._expected()
         )
 
     def is_ready(self) -> bool:
-        """Whether requests should be sent here: every model is warm, and the server stays."""
-        return all(self.is_model_ready(model) for model in self.models)
+        """Whether requests should be sent here: every model that is expected is warm, and the server stays."""
+        return not self.draining and all(self.is_model_ready(model) for model in self._expected())
 
     def is_model_ready(self, model: ServedModel) -> bool:
         """Whether requests for this model should be sent here."""
         return not self.draining and condition_of(model.engine) is Condition.READY
 
-    async def wait_warm(self, model: ServedModel) -> None:
-        """Returns when the model is loaded and warm, or nobody needs it any more. Raises what its load failed with."""
+    async def watch(self) -> None:
+        """Logs what becomes of each engine. Raises why one is dead for good; returns when the server drains."""
+        before: dict[ServedModel, Condition] = {}
         while not self.draining:
-            try:
-                model.engine.wait_ready(timeout_s=0)
-            except TimeoutError:
-                await asyncio.sleep(WATCH_INTERVAL_S)
-            else:
-                logger.info("model %s is ready", model.name)
-                return
-
-    async def watch(self, model: ServedModel) -> None:
-        """Raises EngineDead when the model's engine is dead for good; returns when the server drains."""
-        while not self.draining:
-            if condition_of(model.engine) is Condition.DEAD:
-                # Raises why.
-                model.engine.wait_ready(timeout_s=0)
+            now = {model: condition_of(model.engine) for model in self._expected()}
+            for model, condition in now.items():
+                if condition is not before.get(model):
+                    logger.info("model %s is %s", model.name, condition.name.lower())
+                if condition is Condition.DEAD:
+                    # Raises why.
+                    model.engine.wait_ready(timeout_s=0)
+            before = now
             await asyncio.sleep(WATCH_INTERVAL_S)
+
+    def _expected(self) -> list[ServedModel]:
+        """All models but those whose loading concerns only whoever asked for it."""
+        return [model for model in self.models if not model.on_request or model.was_warm]

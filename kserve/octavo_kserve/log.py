@@ -5,6 +5,10 @@ from __future__ import annotations
 import logging
 import re
 
+from uvicorn.logging import AccessFormatter
+
+import octavo
+
 _PROBES = re.compile(r"(/|/health|/metrics|/v2/health/\w+|/v[12]/models/[^/]+/ready)(\?.*)?")
 _FORMAT = "%(asctime)s.%(msecs)03d %(process)s %(name)s %(levelname)s %(message)s"
 
@@ -31,3 +35,21 @@ def configure_log() -> None:
     # Two lines a request, probes included.
     logging.getLogger("kserve.trace").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").addFilter(NoProbes())
+
+
+def format_access_log(text: str) -> None:
+    """Writes a request as `text` has it, with uvicorn's names for its fields. Raises InvalidRequest for others.
+
+    The SDK has configured logging before.
+    """
+    sample = logging.LogRecord(
+        "", logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', ("::1", "GET", "/", "1.1", 200), None
+    )
+    try:
+        formatter = AccessFormatter(text)
+        formatter.format(sample)
+    except (KeyError, ValueError, TypeError) as error:
+        allowed = f"a format of %(client_addr)s, %(request_line)s, %(status_code)s and logging's own fields ({error})"
+        raise octavo.InvalidRequest("access_log_format", text, allowed) from None
+    for handler in logging.getLogger("uvicorn.access").handlers:
+        handler.setFormatter(formatter)

@@ -24,6 +24,11 @@ _ADAPTER_FLAGS = ("enable_lora", "lora_modules")
 _ENGINE_FIELDS = {
     field.name: field for field in fields(octavo.EngineConfig) if field.name not in ("model", "served_model_name")
 }
+# KServe's flags for what this server does not do: threads for gRPC, and calls to a predictor behind a transformer.
+_IDLE_FLAGS = (
+    "max_threads", "protocol", "predictor_host", "predictor_protocol", "predictor_use_ssl", "predictor_request_retries",
+    "predictor_request_timeout_seconds", "enable_predictor_health_check", "enable_latency_logging",
+)  # fmt: skip
 # Each tells that this process is the only one of its container.
 _CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
 _CONTAINER_VARIABLES = ("KUBERNETES_SERVICE_HOST", "K_SERVICE")
@@ -40,15 +45,21 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the command line asks for. `sdk` holds the flags that are KServe's; times are in seconds."""
+    """What the command line asks for. `sdk` holds the flags that are KServe's; times are in seconds.
+
+    `engine_arguments` are those that every model has unless it has its own.
+    """
 
     models: tuple[ModelOptions, ...]
+    engine_arguments: Mapping[str, Any]
+    model_store: Path | None
     host: str
     api_keys: tuple[str, ...]
     max_body_bytes: int
     max_header_bytes: int
     drain_delay_s: float
     drain_timeout_s: float
+    metrics_port: int | None
     sdk: argparse.Namespace
 
 
@@ -64,17 +75,24 @@ def parse_options(
     if known.workers != 1:
         parser.error(f"--workers {known.workers} is not allowed; expected 1: each would load the model for itself")
     given = {name: getattr(known, name) for name in _ENGINE_FIELDS if getattr(known, name) is not None}
+    given |= _unknown_flags(rest)
     ignored = [f"--{name}" for name in _ADAPTER_FLAGS if getattr(known, name) is not None]
     if ignored:
         logger.warning("adapters are not served yet: %s is ignored", ", ".join(ignored))
+    idle = [f"--{name}" for name in _IDLE_FLAGS if getattr(known, name, None) != parser.get_default(name)]
+    if idle:
+        logger.warning("of no effect here: %s", ", ".join(idle))
     return Options(
-        models=_models(known, given | _unknown_flags(rest)),
+        models=_models(known, given),
+        engine_arguments=given,
+        model_store=known.model_store,
         host=known.host or default_host(environment),
         api_keys=read_keys(known.api_key_file, environment),
         max_body_bytes=known.max_body_bytes,
         max_header_bytes=known.max_header_bytes,
         drain_delay_s=known.drain_delay_s,
         drain_timeout_s=known.drain_timeout_s,
+        metrics_port=known.metrics_port,
         sdk=known,
     )
 
@@ -99,6 +117,8 @@ def _create_parser(sdk_parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     own.add_argument("--model_dir", "--model", metavar="DIR", help="folder or GGUF file (the embedded default model)")
     own.add_argument("--served_model_name", nargs="+", default=[], metavar="NAME", help="further names of the model")
     own.add_argument("--models", metavar="FILE", help="JSON: several models, as engine arguments by name")
+    own.add_argument("--model_store", type=Path, metavar="DIR", help="each folder in it may be loaded by request")
+    own.add_argument("--metrics_port", type=int, metavar="PORT", help="/metrics there as well, without API keys")
     own.add_argument("--api_key_file", metavar="FILE", help=f"keys that clients need, as in {KEYS_VARIABLE}")
     own.add_argument("--max_body_bytes", type=_size, default=16 << 20, help="of a request; default 16 MiB")
     own.add_argument("--max_header_bytes", type=_size, default=64 << 10, help="of a request; default 64 KiB")

@@ -16,45 +16,25 @@ from kserve.protocol.infer_type import InferInput, InferOutput, InferRequest, In
 
 import octavo
 from octavo.v2 import INPUTS, OUTPUTS, Array, RawRequest, TensorSpec
-from octavo_kserve.calls import ALL_OUTPUTS, as_json, complete, raw_request, read_call
+from octavo_kserve.calls import ALL_OUTPUTS, as_json, complete, datatype, raw_request, read_call
 from octavo_kserve.generate import MODEL_VERSION
 from octavo_kserve.lifecycle import Lifecycle
 from octavo_kserve.served_model import ServedModel
 
-# The names that the v2 protocol has for the types of a model configuration.
-_DATATYPES = {"TYPE_STRING": "BYTES"}
-_DATATYPE_OF = {spec.name: _DATATYPES.get(spec.data_type, spec.data_type.removeprefix("TYPE_")) for spec in OUTPUTS}
+_DATATYPE_OF = {spec.name: datatype(spec) for spec in OUTPUTS}
 
 
 class OctavoModel(Model):
-    """What the SDK knows of a model. `ready` tells that it has been warm once: requests are taken from then on.
-
-    While its engine restarts, probes are told so, but requests wait for it.
-    """
+    """What the SDK knows of a model: a view of it without a state of its own, made wherever one is asked for."""
 
     def __init__(self, served: ServedModel, lifecycle: Lifecycle) -> None:
         super().__init__(served.name)
-        self.served = served
+        self._served = served
         self._lifecycle = lifecycle
-
-    def load(self) -> bool:
-        """Has the SDK register the model; loading itself goes on since the engine was made."""
-        self.ready = self.engine = True
-        return True
-
-    def start(self) -> None:
-        """Not ready before the engine is."""
-        self.ready = False
-
-    async def start_engine(self) -> None:
-        """Supervises the engine: returns at the end of the server, raises when the engine has failed for good."""
-        await self._lifecycle.wait_warm(self.served)
-        self.ready = True
-        await self._lifecycle.watch(self.served)
 
     async def healthy(self) -> bool:
         """What readiness probes are told."""
-        return self._lifecycle.is_model_ready(self.served)
+        return self._lifecycle.is_model_ready(self._served)
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """For the model's metadata."""
@@ -72,7 +52,7 @@ class OctavoModel(Model):
 
     async def _infer(self, request: InferRequest) -> InferResponse:
         call = read_call(_raw_request(request), request.model_name, streams=False)
-        tensors = await complete(self.served, call)
+        tensors = await complete(self._served, call)
         asked = [output for output in request.request_outputs or () if output.name in tensors]
         return InferResponse(
             response_id=request.id or "",
@@ -92,7 +72,7 @@ class OctavoModel(Model):
         if not isinstance(instances, list) or not instances:
             raise octavo.InvalidRequest("instances", instances, "a list of prompts or objects")
         calls = [read_call(_instance(i, instance), self.name, streams=False) for i, instance in enumerate(instances)]
-        tasks = [asyncio.ensure_future(complete(self.served, call)) for call in calls]
+        tasks = [asyncio.ensure_future(complete(self._served, call)) for call in calls]
         try:
             return [as_json(tensors) for tensors in await asyncio.gather(*tasks)]
         finally:
@@ -102,8 +82,7 @@ class OctavoModel(Model):
 
 
 def _metadata(spec: TensorSpec) -> dict[str, Any]:
-    datatype = _DATATYPES.get(spec.data_type, spec.data_type.removeprefix("TYPE_"))
-    return {"name": spec.name, "datatype": datatype, "shape": list(spec.dims)}
+    return {"name": spec.name, "datatype": datatype(spec), "shape": list(spec.dims)}
 
 
 def _instance(index: int, instance: object) -> RawRequest:
@@ -131,7 +110,7 @@ def _raw_request(request: InferRequest) -> RawRequest:
 def _array(tensor: InferInput) -> Array:
     try:
         array: Array = tensor.as_numpy()
-    except (ValueError, TypeError, struct.error) as error:
+    except (ValueError, TypeError, OverflowError, struct.error) as error:
         allowed = f"data of its shape {tensor.shape} and datatype {tensor.datatype} ({error})"
         raise octavo.InvalidRequest(tensor.name, "the tensor", allowed) from None
     return array

@@ -7,27 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import kserve.model_server as model_server
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.rest.server import RESTServer
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, start_http_server
 
 import octavo
 from octavo_kserve.access import ApiKeys
-from octavo_kserve.application import FixedRepository, OctavoDataPlane, mount
+from octavo_kserve.application import OctavoDataPlane, mount
 from octavo_kserve.connection import header_limited
 from octavo_kserve.grpc_server import GrpcServer
 from octavo_kserve.lifecycle import Lifecycle
+from octavo_kserve.log import format_access_log
 from octavo_kserve.metrics import EngineCollector
-from octavo_kserve.options import ModelOptions, Options
-from octavo_kserve.predictor import OctavoModel
-from octavo_kserve.served_model import Models, ServedModel
+from octavo_kserve.model_store import ModelStore
+from octavo_kserve.options import Options
+from octavo_kserve.repository import Repository
+from octavo_kserve.served_model import Models
 
 logger = logging.getLogger(__name__)
 
@@ -43,23 +46,22 @@ class OctavoRESTServer(RESTServer):
         super().__init__(
             model_server.FASTAPI_APP_IMPORT_STRING,
             server.dataplane,
-            server.model_repository_extension,
+            server.repository,
             server.http_port,
-            access_log_format=sdk.access_log_format,
             grace_period=int(server.options.drain_timeout_s + LAST_WORDS_S) + 1,
             event_loop=sdk.event_loop,
             timeout_keep_alive=sdk.timeout_keep_alive,
             ssl_certfile=server.ssl_certfile,
             ssl_keyfile=server.ssl_keyfile,
         )
-        self._lifecycle, self._options = server.lifecycle, server.options
+        self._lifecycle, self._repository, self._options = server.lifecycle, server.repository, server.options
         self.config.host = server.options.host
         self.config.http = header_limited(server.options.max_header_bytes)
         self._server.capture_signals = contextlib.nullcontext
 
     def create_application(self) -> None:
         """Called once, when serving begins."""
-        mount(model_server.app, self._lifecycle, self.dataplane, self._options)
+        mount(model_server.app, self._lifecycle, self.dataplane, self._repository, self._options)
 
     def close(self) -> None:
         """Takes no more connections; `start` returns when those that are open have ended."""
@@ -67,9 +69,10 @@ class OctavoRESTServer(RESTServer):
 
 
 class OctavoServer(model_server.ModelServer):
-    """All models of the command line in one process. `failure` is why it ended, if nobody asked it to."""
+    """All models in one process. `failure` is why it ended, if nobody asked it to."""
 
     def __init__(self, options: Options) -> None:
+        """Raises InvalidRequest for what only the SDK, or a look at the disk, can tell to be wrong."""
         # Also where the SDK looks for what its constructor does not take.
         model_server.args = sdk = options.sdk
         super().__init__(
@@ -78,38 +81,32 @@ class OctavoServer(model_server.ModelServer):
             max_asyncio_workers=sdk.max_asyncio_workers,
             enable_grpc=sdk.enable_grpc,
             enable_latency_logging=False,
-            access_log_format=sdk.access_log_format,
             event_loop=sdk.event_loop,
             ssl_certfile=sdk.ssl_certfile,
             ssl_keyfile=sdk.ssl_keyfile,
         )
         self.options = options
         self.lifecycle = Lifecycle(Models())
-        self.dataplane = OctavoDataPlane(self.lifecycle, self.registered_models)
-        self.model_repository_extension = FixedRepository(self.registered_models)
+        self.dataplane = OctavoDataPlane(self.lifecycle)
+        store = None if options.model_store is None else ModelStore(options.model_store, options.engine_arguments)
+        self.repository = Repository(self.lifecycle, options.models, store, options.drain_timeout_s)
+        if sdk.access_log_format is not None:
+            format_access_log(sdk.access_log_format)
         self.failure: BaseException | None = None
         REGISTRY.register(EngineCollector(self.lifecycle.models))
 
-    def create_models(self) -> list[OctavoModel]:
-        """Starts to load all models, side by side. Raises ModelLoadError for what can be seen at once."""
-        return [self._create_model(each) for each in self.options.models]
+    def start(self, models: Sequence[object] = ()) -> None:
+        """Serves the models of the options until somebody asks for the end or an engine is dead for good.
 
-    def _create_model(self, options: ModelOptions) -> OctavoModel:
-        served = ServedModel(options.name, octavo.AsyncEngine(options.engine), int(time.time()), options.aliases)
-        self.lifecycle.models.add(served)
-        model = OctavoModel(served, self.lifecycle)
-        model.load()
-        return model
-
-    def start(self, models: Sequence[OctavoModel]) -> None:
-        """Serves until somebody asks for the end or an engine is dead for good."""
-        for model in models:
-            model.start()
-            for name in model.served.names:
-                self.register_model(model, name)
+        Raises ModelLoadError for what can be seen at once.
+        """
         self._rest_server = OctavoRESTServer(self)
-        with asyncio.Runner(loop_factory=self._rest_server.config.get_loop_factory()) as runner:
-            runner.run(self._run(models))
+        loop_factory = self._rest_server.config.get_loop_factory()
+        with self._metrics_listener(), asyncio.Runner(loop_factory=loop_factory) as runner:
+            # To look through all that was imported takes a tenth of a second, in which no stream would go on.
+            gc.freeze()
+            self.repository.load_all()
+            runner.run(self._run())
 
     def stop(self, sig: int = signal.SIGTERM) -> None:
         """Begins the drain. A person's Ctrl-C need not wait for a router to notice; asked twice, nothing waits."""
@@ -119,9 +116,10 @@ class OctavoServer(model_server.ModelServer):
             self._closing.set()
         self._stopping.set()
 
-    async def _run(self, models: Sequence[OctavoModel]) -> None:
+    async def _run(self) -> None:
         self._stopping, self._closing, self._hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(self.max_asyncio_workers, "octavo-requests"))
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, self.stop, sig)
         self._grpc_server = self._create_grpc_server() if self.enable_grpc else None
@@ -129,15 +127,15 @@ class OctavoServer(model_server.ModelServer):
         if self._grpc_server is not None:
             starts.append(self._grpc_server.start())
         listeners = [asyncio.create_task(start) for start in starts]
-        engines = [asyncio.create_task(model.start_engine()) for model in models]
+        watch = asyncio.create_task(self.lifecycle.watch())
         asked = asyncio.create_task(self._stopping.wait())
         try:
-            await self._until_the_end([asked, *engines, *listeners])
+            await self._until_the_end([asked, watch, *listeners])
             await self._drain(listeners)
         finally:
             self.lifecycle.draining = True
             asked.cancel()
-            await self._shut_down()
+            await self.repository.shut_down()
 
     async def _until_the_end(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
         """Returns when the first of the tasks has: none should before somebody asks for it."""
@@ -166,19 +164,32 @@ class OctavoServer(model_server.ModelServer):
         hurry.cancel()
         if not ended.done():
             logger.warning("draining: the requests that are left are cancelled")
-            await self._shut_down()
+            await self.repository.shut_down()
             await asyncio.wait({ended}, timeout=LAST_WORDS_S)
 
-    async def _shut_down(self) -> None:
-        """Ends every request and every engine process."""
-        await asyncio.gather(*(asyncio.to_thread(model.engine.shutdown, 0) for model in self.lifecycle.models))
+    @contextlib.contextmanager
+    def _metrics_listener(self) -> Iterator[None]:
+        """A port of its own for scrapers, which have no keys. Raises InvalidRequest when it cannot be had."""
+        port = self.options.metrics_port
+        if port is None:
+            yield
+            return
+        try:
+            listener, _ = start_http_server(port, self.options.host)
+        except OSError as error:
+            raise octavo.InvalidRequest("metrics_port", port, f"a port to listen on ({error.strerror})") from None
+        logger.info("metrics, without keys, on %s:%d", self.options.host, port)
+        try:
+            yield
+        finally:
+            listener.shutdown()
 
     def _create_grpc_server(self) -> GrpcServer:
         options = self.options
         address = f"{f'[{options.host}]' if ':' in options.host else options.host}:{self.grpc_port}"
-        servicer = InferenceServicer(self.dataplane, self.model_repository_extension)
-        size = options.sdk.grpc_max_receive_message_length
-        return GrpcServer(address, servicer, ApiKeys(options.api_keys), size)
+        servicer = InferenceServicer(self.dataplane, self.repository)
+        limits = options.sdk.grpc_max_send_message_length, options.sdk.grpc_max_receive_message_length
+        return GrpcServer(address, servicer, ApiKeys(options.api_keys), *limits)
 
 
 async def _wait_any(events: Sequence[asyncio.Event], timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""A real HTTP server with nothing but the OpenAI routes, in a thread of its own, for tests with real clients."""
+"""A real HTTP server with the OpenAI routes behind the guard, in a thread of its own, for tests with real clients."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import openai
 import uvicorn
 from fastapi import FastAPI
 
+from octavo_kserve.connection import ConnectionGuard
 from octavo_kserve.openai import create_router, create_tokenize_router
 from octavo_kserve.served_model import Models
 
@@ -24,6 +25,7 @@ def serve(models: Models) -> Iterator[str]:
     app = FastAPI()
     app.include_router(create_router(models), prefix="/v1")
     app.include_router(create_tokenize_router(models))
+    app.add_middleware(ConnectionGuard, max_body_bytes=1 << 24, max_header_bytes=1 << 16)
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

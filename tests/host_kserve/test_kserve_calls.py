@@ -50,6 +50,15 @@ def test_a_body_that_is_no_request_is_refused_by_name(body: dict[str, Any], word
         read(body)
 
 
+@pytest.mark.parametrize("name", ["messages", "of_a_proxy"])
+def test_what_is_nested_too_deeply_to_be_written_anew_is_refused(name: str) -> None:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(octavo.InvalidRequest, match="nested"):
+        raw_request({"text_input": "x", name: value})
+
+
 def test_a_route_that_answers_once_does_not_stream() -> None:
     with pytest.raises(octavo.InvalidRequest, match="generate_stream"):
         read({"text_input": "x", "stream": True}, streams=False)

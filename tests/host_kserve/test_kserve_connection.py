@@ -83,8 +83,31 @@ def test_a_client_that_leaves_cancels_the_handler_that_works_for_it() -> None:
         finally:
             ended.append(True)
 
-    assert exchange(work, LAST, GONE) == []
+    assert refusal(exchange(work, LAST, GONE)) == (499, "the client closed the connection")
     assert ended == [True]
+
+
+def test_a_client_that_leaves_within_its_body_cancels_the_handler_that_reads_it() -> None:
+    ended = []
+
+    async def work(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await read_all(receive)
+        except asyncio.CancelledError:
+            ended.append(True)
+            raise
+
+    assert refusal(exchange(work, PART, GONE))[0] == 499
+    assert ended == [True]
+
+
+def test_a_response_that_has_begun_is_cut_where_its_client_leaves() -> None:
+    async def work(scope: Any, receive: Any, send: Any) -> None:
+        await read_all(receive)
+        await send(START)
+        await asyncio.Event().wait()
+
+    assert exchange(work, LAST, GONE) == [START]
 
 
 def test_what_follows_a_complete_response_is_not_cancelled() -> None:

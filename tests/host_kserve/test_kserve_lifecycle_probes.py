@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 import octavo
+from octavo_kserve.errors import ModelLoading, UnknownModel
 from octavo_kserve.lifecycle import Condition, Lifecycle, condition_of
 from octavo_kserve.served_model import Models, ServedModel
 
@@ -18,6 +19,7 @@ class Engine:
 
     failure: Exception | None = None
     ready: bool = True
+    num_restarts: int = 0
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         assert timeout_s == 0, "nothing may block the probes"
@@ -27,13 +29,17 @@ class Engine:
     def is_ready(self) -> bool:
         return self.failure is None and self.ready
 
+    def stats(self) -> octavo.EngineStats:
+        return octavo.EngineStats(engine_restarts_total=self.num_restarts)
+
 
 READY, LOADING = Engine(), Engine(TimeoutError())
 HUNG, DEAD = Engine(ready=False), Engine(octavo.EngineDead("it died"))
+RESTARTING, BROKEN = Engine(TimeoutError(), num_restarts=1), Engine(octavo.ModelLoadError("no weights"))
 
 
-def served(engine: Engine, name: str = "m") -> ServedModel:
-    return ServedModel(name, engine, 0)  # type: ignore[arg-type]
+def served(engine: Engine, name: str = "m", on_request: bool = False) -> ServedModel:
+    return ServedModel(name, engine, 0, on_request=on_request)  # type: ignore[arg-type]
 
 
 def lifecycle(*engines: Engine) -> Lifecycle:
@@ -72,18 +78,54 @@ def test_one_model_can_be_ready_while_another_loads() -> None:
     assert [state.is_model_ready(model) for model in state.models] == [True, False]
 
 
-def test_waiting_ends_when_the_model_is_warm_or_failed_or_nobody_needs_it() -> None:
+def test_a_server_without_models_is_ready_until_it_drains() -> None:
     state = lifecycle()
-    asyncio.run(state.wait_warm(served(READY)))
-    with pytest.raises(octavo.EngineDead, match="it died"):
-        asyncio.run(state.wait_warm(served(DEAD)))
+    assert state.is_ready() and state.is_live()
     state.draining = True
-    asyncio.run(state.wait_warm(served(LOADING)))
+    assert not state.is_ready()
 
 
-def test_the_watch_raises_why_an_engine_is_dead() -> None:
-    with pytest.raises(octavo.EngineDead, match="it died"):
-        asyncio.run(lifecycle().watch(served(DEAD)))
+@pytest.mark.parametrize("engine", [LOADING, BROKEN])
+def test_the_server_is_whole_without_a_model_that_loads_by_request(engine: Engine) -> None:
+    state = lifecycle(READY)
+    state.models.add(served(engine, "wanted", on_request=True))
+    assert state.is_live() and state.is_ready()
+
+
+@pytest.mark.parametrize(("engine", "live"), [(RESTARTING, True), (HUNG, False), (DEAD, False)])
+def test_once_warm_a_model_loaded_by_request_counts_like_any_other(engine: Engine, live: bool) -> None:
+    state = lifecycle(READY)
+    state.models.add(served(engine, "wanted", on_request=True))
+    assert (state.is_live(), state.is_ready()) == (live, False)
+
+
+@pytest.mark.parametrize(("engine", "reason"), [(DEAD, "it died"), (BROKEN, "no weights")])
+def test_the_watch_raises_why_an_engine_is_dead(engine: Engine, reason: str) -> None:
+    with pytest.raises(octavo.EngineError, match=reason):
+        asyncio.run(lifecycle(LOADING, engine).watch())
+
+
+def test_the_watch_lets_a_load_by_request_fail_and_ends_with_the_drain() -> None:
+    state = lifecycle(READY)
+    state.models.add(served(BROKEN, "wanted", on_request=True))
+
+    async def watch() -> None:
+        watching = asyncio.create_task(state.watch())
+        await asyncio.sleep(0)
+        state.draining = True
+        await watching
+
+    asyncio.run(watch())
+
+
+def test_a_model_takes_requests_from_the_first_time_that_it_is_warm() -> None:
+    models = lifecycle(READY, LOADING, RESTARTING, DEAD).models
+    with pytest.raises(UnknownModel):
+        models.find("m")
+    with pytest.raises(ModelLoading, match="'m1' is loading"):
+        models.find("m1")
+    for name in ("m0", "m2", "m3"):
+        assert models.find(name) is models.get(name)
 
 
 def test_names_are_unique_and_aliases_are_names() -> None:

@@ -17,6 +17,7 @@ def parse(*arguments: str, environment: dict[str, str] | None = None) -> Options
     sdk = argparse.ArgumentParser(add_help=False)
     sdk.add_argument("--model_name", default="model")
     sdk.add_argument("--workers", type=int, default=1)
+    sdk.add_argument("--max_threads", type=int, default=4)
     sdk.add_argument("--http_port", type=int, default=8080)
     sdk.add_argument("--timeout-keep-alive", type=int, default=65)
     return parse_options(arguments, sdk, environment or {})
@@ -72,6 +73,13 @@ def test_what_an_inference_service_of_adapters_adds_is_tolerated(caplog: pytest.
     injected += ["--collect-detailed-traces", "all", "--seed", "3"]
     assert parse(*injected).models[0].engine.seed == 3
     assert "adapters are not served yet: --enable_lora, --lora_modules" in caplog.text
+
+
+def test_a_flag_of_kserve_that_does_nothing_here_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    parse("--max_threads=4")
+    assert not caplog.text
+    parse("--max-threads=8")
+    assert "of no effect here: --max_threads" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from octavo_kserve.errors import (
     ERROR_TABLE,
     BodyTooLarge,
     ClientGone,
+    ModelLoading,
     Unauthorized,
     UnknownModel,
     Unprocessable,
@@ -75,6 +76,12 @@ def test_only_refused_values_have_a_detail() -> None:
 @pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (1.2, "2"), (30.0, "30")])
 def test_an_overloaded_server_says_when_to_come_back(seconds: float, header: str) -> None:
     assert error_reply(octavo.Overloaded(9, 9, seconds)).headers == {"Retry-After": header}
+
+
+def test_who_comes_before_the_model_is_loaded_is_told_when_to_come_back() -> None:
+    reply = error_reply(ModelLoading("llama", 12.3))
+    assert (reply.status, reply.headers) == (503, {"Retry-After": "5"})
+    assert "'llama' is loading, for 12 s" in reply.text
 
 
 def test_who_has_no_key_is_told_how_to_send_one() -> None:

@@ -27,10 +27,10 @@ READERS = {"chat": read_chat, "completion": read_completion}
 
 
 def models(*names: str) -> Models:
-    """Nothing that is read needs an engine."""
-    found = Models()
+    """Reading asks of an engine only whether it has been loaded."""
+    found, engine = Models(), SimpleNamespace(wait_ready=lambda timeout_s: None)
     for name in names:
-        found.add(ServedModel(name, SimpleNamespace(), 1, (f"{name}-alias",)))  # type: ignore[arg-type]
+        found.add(ServedModel(name, engine, 1, (f"{name}-alias",)))  # type: ignore[arg-type]
     return found
 
 
@@ -342,8 +342,8 @@ VALUES = st.recursive(
 )
 NAMES = sorted(
     octavo.SamplingParams.parameter_names()
-    | BODIES["chat"][0].keys()
-    | BODIES["completion"][0].keys()
+    | BODIES["ChatRequest"]["properties"].keys()
+    | BODIES["CompletionRequest"]["properties"].keys()
     | {"suffix", "functions"}
 )
 

@@ -285,15 +285,6 @@ def test_an_id_may_be_used_again_also_at_the_same_time(plain: httpx2.Client, cli
     assert (reply.status_code, reply.json()["id"]) == (200, "cmpl-1")
 
 
-def test_the_document_of_the_routes_names_their_fields(plain: httpx2.Client) -> None:
-    paths = plain.get("/openapi.json").json()["paths"]
-    body = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert body["required"] == ["messages"] and {"model", "temperature", "top_logprobs"} <= body["properties"].keys()
-    assert set(paths) == {
-        "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}", "/tokenize", "/detokenize",
-    }  # fmt: skip
-
-
 def test_a_full_queue_and_an_engine_that_is_gone_have_their_own_statuses(tmp_path: Path) -> None:
     engine = start_engine(tmp_path, max_num_seqs=1, max_waiting=1)
     models = Models()

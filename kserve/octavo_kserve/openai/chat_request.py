@@ -20,7 +20,7 @@ TEMPLATE_KWARGS = frozenset(
     }
 )  # fmt: skip
 _MAX_INT32 = 2**31 - 1
-_NOT_SUPPORTED = {
+NOT_SUPPORTED = {
     "functions": "it is `tools` now",
     "function_call": "it is `tool_choice` now",
     "audio": "this model answers in text only",
@@ -33,7 +33,7 @@ _NOT_SUPPORTED = {
 def read_chat(fields: Fields, models: Models) -> GenerateRequest:
     """Reads the body. Raises InvalidRequest that names the field at fault, or UnknownModel."""
     call = read_call(fields, models, "chatcmpl-")
-    for name, reason in _NOT_SUPPORTED.items():
+    for name, reason in NOT_SUPPORTED.items():
         fields.refuse(name, reason)
     if fields.get("modalities") not in (None, ["text"]):
         raise octavo.InvalidRequest("modalities", fields.get("modalities"), '["text"]')

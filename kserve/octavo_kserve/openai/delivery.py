@@ -1,21 +1,19 @@
-"""Brings responses to clients: in one piece or as server-sent events, for as long as the client listens.
+"""Brings responses to clients: in one piece or as server-sent events.
 
-A client that leaves is noticed at once, also while nothing is sent. Knows no field of a request or a response.
+Whoever cancels it, because the client has left, ends the request. Knows no field of a request or a response.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-from collections.abc import Awaitable
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 import octavo
-from octavo_kserve.errors import ClientGone, error_reply
+from octavo_kserve.errors import error_reply
 from octavo_kserve.openai.encoder import Encoder
 from octavo_kserve.openai.generation import generate
 from octavo_kserve.openai.request import GenerateRequest
@@ -62,13 +60,9 @@ class Delivery(Response):
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the whole response, or stops where the client leaves."""
+        """Sends the whole response."""
         try:
-            await while_connected(receive, self._run(scope, receive, send))
-        except ClientGone:
-            logger.debug("the client of %s has left", self._request.call.response_id)
-            if not self._begun:
-                await Response(status_code=499)(scope, receive, send)
+            await self._run(scope, receive, send)
         except Exception as error:
             response = error_response(error)
             if not self._begun:
@@ -121,22 +115,3 @@ def _event(chunk: dict[str, Any]) -> bytes:
 
 def _body(data: bytes, more: bool) -> dict[str, Any]:
     return {"type": "http.response.body", "body": data, "more_body": more}
-
-
-async def while_connected(receive: Receive, work: Awaitable[None]) -> None:
-    """Does the work, of a request whose body has been read; stops it and raises ClientGone if the client leaves."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_client_leaves(receive))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone
-        working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _client_leaves(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

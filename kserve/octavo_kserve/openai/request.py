@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import octavo
-from octavo_kserve.errors import UnknownModel, Unprocessable
+from octavo_kserve.errors import Unprocessable
 from octavo_kserve.openai.fields import Fields
 from octavo_kserve.served_model import Models, ServedModel
 
-_MAX_ID_CHARACTERS = 256
+MOST_ID_CHARACTERS = 256
 # They ask for nothing that a text model on its own machine could do otherwise.
-_WITHOUT_EFFECT = (
+WITHOUT_EFFECT = (
     "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
     "service_tier", "store", "user", "verbosity",
 )  # fmt: skip
@@ -65,10 +65,10 @@ def read_call(fields: Fields, models: Models, prefix: str) -> Call:
     """Reads what both kinds have in common; `prefix` begins the response's id."""
     served, model = find_model(fields, models)
     request_id = fields.text("request_id") or uuid.uuid4().hex
-    if len(request_id) > _MAX_ID_CHARACTERS:
-        raise octavo.InvalidRequest("request_id", request_id, f"at most {_MAX_ID_CHARACTERS} characters")
+    if len(request_id) > MOST_ID_CHARACTERS:
+        raise octavo.InvalidRequest("request_id", request_id, f"at most {MOST_ID_CHARACTERS} characters")
     priority = fields.get("priority")
-    for name in _WITHOUT_EFFECT:
+    for name in WITHOUT_EFFECT:
         fields.get(name)
     return Call(
         served=served,
@@ -88,12 +88,10 @@ def find_model(fields: Fields, models: Models) -> tuple[ServedModel, str]:
     name, every = fields.text("model"), models.all()
     if name is None:
         if len(every) != 1:
-            raise octavo.InvalidRequest("model", None, "the name of a model: this server has several")
-        return every[0], every[0].name
-    served = models.get(name)
-    if served is None:
-        raise UnknownModel(name)
-    return served, name
+            num_models = "several" if every else "none"
+            raise octavo.InvalidRequest("model", None, f"the name of a model: this server has {num_models}")
+        name = every[0].name
+    return models.find(name), name
 
 
 def read_params(fields: Fields, given: Mapping[str, Any], **defaults: object) -> octavo.SamplingParams:

@@ -1,4 +1,4 @@
-"""What the server's OpenAPI document says of these routes: the bodies that they read.
+"""JSON schemas of the bodies that the OpenAI routes read.
 
 For readers and tools only; what is allowed is decided where a field is read. Knows no route.
 """
@@ -7,153 +7,113 @@ from __future__ import annotations
 
 from typing import Any
 
+from octavo_kserve.described import Schema, array, integer, nullable, ref
 from octavo_kserve.openai.chat_request import MOST_TOP_LOGPROBS, TEMPLATE_KWARGS
+from octavo_kserve.openai.completion_request import MOST_PROMPTS
+from octavo_kserve.openai.request import MOST_ID_CHARACTERS
+from octavo_kserve.sampling_schemas import INT32_MAX, INT64_MAX, INT64_MIN, TEXT, TOKEN_ID, sampling_schemas
 
-Schema = dict[str, Any]
+_FLAG = nullable(type="boolean")
+_TEXT = nullable(type="string")
+_TOKENS: Schema = {"type": "array", "items": TOKEN_ID, "minItems": 1}
 
-
-def documented(kind: str = "") -> dict[str, Any]:
-    """Arguments of a route whose body is of this kind; "" for a route without a body."""
-    statuses = (400, 404, 408, 413, 422, 429, 500, 503) if kind else (404, 503)
-    found: dict[str, Any] = {"responses": {status: _error(status) for status in statuses}, "response_model": None}
-    if kind:
-        properties, required = BODIES[kind]
-        schema = {"type": "object", "properties": properties, "required": required}
-        body = {"required": True, "content": {"application/json": {"schema": schema}}}
-        found["openapi_extra"] = {"requestBody": body}
-    return found
-
-
-def _error(status: int) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": {"type": "object", "required": ["error"]}}}
-    return {"description": _STATUSES[status], "content": content}
-
-
-def _nullable(**schema: Any) -> Schema:
-    return schema | {"type": [schema["type"], "null"]}
-
-
-def _number(low: float, high: float) -> Schema:
-    return _nullable(type="number", minimum=low, maximum=high)
-
-
-def _integer(low: int, high: int | None = None) -> Schema:
-    return _nullable(type="integer", minimum=low) | ({} if high is None else {"maximum": high})
-
-
-def _list(**items: Any) -> Schema:
-    return _nullable(type="array", items=items)
-
-
-_FLAG = _nullable(type="boolean")
-_TEXT = _nullable(type="string")
-_OBJECT = _nullable(type="object")
-_TEXTS = {"anyOf": [_TEXT, _list(type="string", minLength=1)]}
-_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-
-_STATUSES = {
-    400: "A field has a value that is not allowed, or the prompt is too long for the model.",
-    404: "No model of this name is served.",
-    408: "The request's own time limit ran out.",
-    413: "The body is too large.",
-    422: "A field is given without the one that it belongs to, or `seed` is not of 64 bits.",
-    429: "The queue is full; Retry-After says when to try again.",
-    500: "The request broke inside the engine.",
-    503: "The model is not ready, or the server is shutting down.",
-}
-
-_SAMPLING: dict[str, Schema] = {
-    "n": _integer(1, 128),
-    "temperature": _number(0, 2),
-    "top_p": _nullable(type="number", exclusiveMinimum=0, maximum=1),
-    "top_k": _integer(-1),
-    "min_p": _number(0, 1),
-    "repetition_penalty": _nullable(type="number", exclusiveMinimum=0),
-    "frequency_penalty": _number(-2, 2),
-    "presence_penalty": _number(-2, 2),
-    "seed": _integer(-(2**63), 2**63 - 1),
-    "max_tokens": _integer(1),
-    "min_tokens": _integer(0),
-    "stop": _TEXTS,
-    "stop_token_ids": _list(type="integer", minimum=0),
-    "include_stop_str_in_output": _FLAG,
-    "ignore_eos": _FLAG,
-    "prompt_logprobs": _integer(-1),
-    "logit_bias": _OBJECT,
-    "allowed_token_ids": _list(type="integer", minimum=0),
-    "bad_words": _list(type="string", minLength=1),
-    "skip_special_tokens": _FLAG,
-    "truncate_prompt_tokens": _integer(-1),
-}
 _CALL: dict[str, Schema] = {
-    "model": _TEXT,
+    "model": {"anyOf": [ref("ModelName"), {"type": "null"}]},
     "stream": _FLAG,
-    "stream_options": _nullable(
+    "stream_options": nullable(
         type="object", properties={"include_usage": _FLAG, "continuous_usage_stats": _FLAG}
     ),
     "echo": _FLAG,
-    "user": _TEXT,
-    "request_id": _TEXT,
-    "priority": _nullable(type="integer"),
+    "user": {},
+    "request_id": nullable(type="string", maxLength=MOST_ID_CHARACTERS),
+    "priority": integer(INT64_MIN, INT64_MAX),
     "cache_salt": _TEXT,
-    "deadline_s": _nullable(type="number", exclusiveMinimum=0),
+    "deadline_s": nullable(type="number", minimum=0.001),
     "return_token_ids": _FLAG,
-    "response_format": _nullable(type="object", properties={"type": {"const": "text"}}),
+    "response_format": nullable(type="object", properties={"type": {"const": "text"}}, required=["type"]),
 }  # fmt: skip
+_TEXT_PART: Schema = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
 _MESSAGES: Schema = {
     "type": "array",
     "minItems": 1,
     "items": {
         "type": "object",
-        "properties": {"role": {"type": "string", "minLength": 1}, "content": {"type": ["string", "array", "null"]}},
-        "required": ["role"],
+        "properties": {
+            "role": TEXT | {"examples": ["system", "user", "assistant", "tool"]},
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]},
+        },
+        "required": ["role", "content"],
     },
 }
+_TOOL: Schema = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "function": {"type": "object", "properties": {"name": TEXT}, "required": ["name"]},
+    },
+    "required": ["type", "function"],
+}
 _CHAT_PROMPT: dict[str, Schema] = {
-    "tools": _list(type="object"),
+    "tools": array(**_TOOL),
     "tool_choice": {"enum": ["none", "auto", None]},
     "add_generation_prompt": _FLAG,
     "continue_final_message": _FLAG,
-    "chat_template_kwargs": _nullable(type="object", propertyNames={"enum": sorted(TEMPLATE_KWARGS)}),
+    "chat_template_kwargs": nullable(type="object", propertyNames={"enum": sorted(TEMPLATE_KWARGS)}),
     "reasoning_effort": _TEXT,
 }
 _CHAT: dict[str, Schema] = {
     "messages": _MESSAGES,
     **_CHAT_PROMPT,
     **_CALL,
-    **_SAMPLING,
-    "max_completion_tokens": _integer(1),
+    **sampling_schemas(max_tokens=None),
+    "max_completion_tokens": integer(1, INT32_MAX),
     "logprobs": _FLAG,
-    "top_logprobs": _integer(0, MOST_TOP_LOGPROBS),
+    "top_logprobs": integer(0, MOST_TOP_LOGPROBS),
 }
 _PROMPT: Schema = {
     "anyOf": [
-        {"type": "string", "minLength": 1},
-        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+        TEXT,
+        {"type": "array", "items": TEXT, "minItems": 1, "maxItems": MOST_PROMPTS},
         _TOKENS,
-        {"type": "array", "items": _TOKENS, "minItems": 1},
+        {"type": "array", "items": _TOKENS, "minItems": 1, "maxItems": MOST_PROMPTS},
     ]
 }
 _COMPLETION: dict[str, Schema] = {
     "prompt": _PROMPT,
     **_CALL,
-    **_SAMPLING,
-    "best_of": _integer(1),
-    "logprobs": _integer(-1),
+    **sampling_schemas(),
+    "best_of": integer(1),
 }
 _TOKENIZE: dict[str, Schema] = {
-    "model": _TEXT,
-    "prompt": {"type": "string", "minLength": 1},
+    "model": _CALL["model"],
+    "prompt": TEXT,
     "messages": _MESSAGES,
     **_CHAT_PROMPT,
     "add_special_tokens": _FLAG,
     "return_token_strs": _FLAG,
 }
-_DETOKENIZE: dict[str, Schema] = {"model": _TEXT, "tokens": _TOKENS}
+_DETOKENIZE: dict[str, Schema] = {"model": _CALL["model"], "tokens": _TOKENS}
 
-BODIES: dict[str, tuple[dict[str, Schema], list[str]]] = {
-    "chat": (_CHAT, ["messages"]),
-    "completion": (_COMPLETION, ["prompt"]),
-    "tokenize": (_TOKENIZE, []),
-    "detokenize": (_DETOKENIZE, ["tokens"]),
+_SAMPLED: dict[str, Any] = {"max_tokens": 16, "temperature": 0.7, "seed": 1}
+_HELLO = {"role": "user", "content": "Hello"}
+
+
+def _body(properties: dict[str, Schema], required: list[str], *examples: dict[str, Any]) -> Schema:
+    return {"type": "object", "properties": properties, "required": required, "examples": list(examples)}
+
+
+BODIES: dict[str, Schema] = {
+    "ChatRequest": _body(
+        _CHAT, ["messages"], {"messages": [_HELLO], **_SAMPLED}, {"messages": [_HELLO], **_SAMPLED, "stream": True}
+    ),
+    "CompletionRequest": _body(
+        _COMPLETION, ["prompt"], {"prompt": "The sea", **_SAMPLED}, {"prompt": "The sea", **_SAMPLED, "stream": True}
+    ),
+    "TokenizeRequest": _body(_TOKENIZE, [], {"prompt": "The sea"}, {"messages": [_HELLO]})
+    | {"anyOf": [{"required": ["prompt"]}, {"required": ["messages"]}]},
+    "DetokenizeRequest": _body(_DETOKENIZE, ["tokens"], {"tokens": [65, 66]}),
 }
