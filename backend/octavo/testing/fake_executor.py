@@ -1,16 +1,13 @@
-"""For tests of whatever stands on the engine: a fake model folder, and an executor that needs no torch.
+"""An executor that needs no torch: its tokens are a pure function of the sequence's tokens and its seed.
 
-The fake's tokens are a pure function of the sequence's tokens and its seed, read out of a shadow KV memory: a slot that
-was not written for that very prefix is an error, so scheduling mistakes cannot hide.
+They are read out of a shadow KV memory: a slot that was not written for that very prefix is an error, so scheduling
+mistakes cannot hide.
 """
 
 from __future__ import annotations
 
-import json
-import struct
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
@@ -18,8 +15,6 @@ from octavo.core.step import ModelRunnerOutput, NewRow, SchedulerOutput
 from octavo.engine import OnProgress
 from octavo.outputs import PositionLogprobs, TokenLogprob
 
-FAKE_EOS = 256
-FAKE_VOCAB_SIZE = 258
 PACED_STEP_S = 0.004
 _MASK = (1 << 64) - 1
 
@@ -156,56 +151,3 @@ def create_paced_executor(config: EngineConfig, checkpoint: Checkpoint, on_progr
     """Like `create_fake_executor`; each step takes PACED_STEP_S."""
     on_progress("loading weights", 1.0)
     return PacedModelRunner(config.num_gpu_blocks_override or 4096, config.block_size)
-
-
-def make_fake_model(folder: Path, max_position_embeddings: int = 1024) -> Path:
-    """Writes a model folder whose tokens are bytes (and EOS, 256), for use with the fake executor; returns it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "architectures": ["FakeForCausalLM"],
-        "vocab_size": FAKE_VOCAB_SIZE,
-        "max_position_embeddings": max_position_embeddings,
-        "eos_token_id": FAKE_EOS,
-        "hidden_size": 1,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text(json.dumps(_byte_tokenizer()))
-    template = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a: {% endif %}"
-    )
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", "chat_template": template}))
-    header = json.dumps({"unused": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    return folder
-
-
-def _byte_tokenizer() -> dict[str, object]:
-    """A tokenizer.json with one token a byte; byte-level BPE names each byte by a printable character."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    names = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    special = [(FAKE_EOS, "<eos>"), (FAKE_EOS + 1, "<bos>")]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": token_id, "content": text, **flags} for token_id, text in special],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {names[byte]: byte for byte in range(256)} | {text: token_id for token_id, text in special},
-            "merges": [],
-        },
-    }
