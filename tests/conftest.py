@@ -20,8 +20,14 @@ def fake_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_fake_model(tmp_path_factory.mktemp("models") / "fake")
 
 
+@pytest.fixture(params=[False, True], ids=["in turns", "ahead"])
+def async_scheduling(request: pytest.FixtureRequest) -> bool:
+    """Whether a step is scheduled while the one before it is computed: what comes out must be the same."""
+    return bool(request.param)
+
+
 @pytest.fixture
-def make_engine() -> Callable[..., Engine]:
+def make_engine(async_scheduling: bool) -> Callable[..., Engine]:
     """Builds an engine over a strict fake executor: every KV read is checked."""
 
     def make(num_blocks: int = 64, **settings: object) -> Engine:
@@ -31,6 +37,7 @@ def make_engine() -> Callable[..., Engine]:
             "max_num_seqs": 8,
             "max_num_batched_tokens": 32,
             "long_prefill_token_threshold": 16,
+            "async_scheduling": async_scheduling,
         }
         config = EngineConfig(**(defaults | settings))  # type: ignore[arg-type]
         return Engine(config, FakeModelRunner(num_blocks, config.block_size, strict=True))

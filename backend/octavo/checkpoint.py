@@ -47,8 +47,8 @@ def default_model() -> Path:
 class _QuickReader(gguf.GGUFReader):
     """Every string of the vocabulary is two slices: of np.memmap they take three times as long as of its plain view."""
 
-    @property
-    def data(self) -> NDArray[Any]:  # type: ignore[override]
+    @property  # type: ignore[override]
+    def data(self) -> NDArray[Any]:
         return self._data
 
     @data.setter

@@ -28,7 +28,8 @@ class EngineConfig:
     """All settings of one engine. None means "choose for me": `resolve` does.
 
     Sizes are in tokens (`max_...tokens`, `max_model_len`, `block_size`), bytes (`..._bytes`) or seconds (`..._s`).
-    `max_waiting` bounds the queue: one more request is refused as Overloaded. `executor` names the factory,
+    With `async_scheduling` a step is scheduled while the one before it is computed. `max_waiting` bounds the queue: one
+    more request is refused as Overloaded. `executor` names the factory,
     "module:function", of what runs the steps. `engine_python` is the interpreter that runs the engine process
     (default: OCTAVO_ENGINE_PYTHON, then this one). A step that takes longer than `step_timeout_s` counts as hung, and
     the engine process is started anew, at most `max_restarts` times in `restart_window_s`.
@@ -44,6 +45,7 @@ class EngineConfig:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     long_prefill_token_threshold: int | None = None
+    async_scheduling: bool = False
     enable_prefix_caching: bool = True
     kv_cache_memory_bytes: int | None = None
     num_gpu_blocks_override: int | None = None
@@ -173,6 +175,7 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "max_num_seqs": _count(),
     "max_num_batched_tokens": _count(),
     "long_prefill_token_threshold": _count(0),
+    "async_scheduling": parse_bool,
     "enable_prefix_caching": parse_bool,
     "kv_cache_memory_bytes": _count(),
     "num_gpu_blocks_override": _count(2),

@@ -20,6 +20,7 @@ from octavo.core.step import Executor, ModelRunnerOutput, SchedulerOutput
 from octavo.errors import InvalidRequest, ModelLoadError, PromptTooLong
 from octavo.faults import FaultyExecutor, read_fault
 from octavo.outputs import EngineOutput, FinishReason, PositionLogprobs
+from octavo.pipeline import Pipeline
 from octavo.request import EngineRequest
 from octavo.stats import EngineStats
 
@@ -59,6 +60,7 @@ class Engine:
         threshold = config.long_prefill_token_threshold or config.max_num_batched_tokens
         limits = Limits(config.max_num_batched_tokens, config.max_num_seqs, threshold)
         self.scheduler = Scheduler(limits, kv_cache_manager)
+        self._pipeline = Pipeline(executor, num_ahead=int(config.async_scheduling))
         self._live: dict[str, LiveRequest] = {}
         self._outbox: list[EngineOutput] = []
         self._num_arrived = 0
@@ -105,7 +107,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do or to say."""
-        return bool(self._live or self._outbox)
+        return bool(self._live or self._outbox or self._pipeline)
 
     def add_request(self, request: EngineRequest) -> None:
         """Takes a request. Raises InvalidRequest or PromptTooLong when it can never run."""
@@ -138,12 +140,17 @@ class Engine:
                 self._end(live, child, reason)
 
     def step(self) -> list[EngineOutput]:
-        """Computes one step and returns what is new. Raises EngineError when the device is lost."""
+        """Schedules one step and returns what is new, of this one or of the one before it.
+
+        Raises EngineError when the device is lost.
+        """
         step = self.scheduler.schedule()
         if step is not None:
             if step.new_rows:
                 self._note_first_scheduled(time.monotonic())
-            self._update(step, self.executor.execute(step))
+            self._pipeline.submit(step)
+        if self._pipeline.is_full or (step is None and self._pipeline):
+            self._update(*self._pipeline.collect())
         if not self._live:
             self._check_idle()
         outputs, self._outbox = self._outbox, []
@@ -178,6 +185,7 @@ class Engine:
 
     def shutdown(self) -> None:
         """Frees the device. Live requests are forgotten."""
+        self._pipeline.close()
         self.executor.shutdown()
 
     def _limited(self, request: EngineRequest) -> EngineRequest:

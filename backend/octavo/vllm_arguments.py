@@ -25,7 +25,7 @@ num_redundant_experts numa_bind numa_bind_nodes ray_workers_use_nsight worker_cl
 """
 # How vLLM schedules, compiles and stores; results do not depend on it.
 _SPEED = """
-additional_config async_scheduling attention_backend attention_config calculate_kv_scales compilation_config
+additional_config attention_backend attention_config calculate_kv_scales compilation_config
 cpu_offload_gb cpu_offload_params cuda_graph_sizes cudagraph_capture_sizes dbo_decode_token_threshold
 dbo_prefill_token_threshold disable_async_output_proc disable_cascade_attn disable_hybrid_kv_cache_manager
 disable_sliding_window enable_chunked_prefill enable_dbo enable_sleep_mode enforce_eager kernel_config

@@ -1,0 +1,56 @@
+"""Pipeline: steps on their way through an executor, so that the next one is scheduled while the device computes.
+
+Knows nothing of what is in a step, nor of what becomes of its output.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from octavo.core.step import Executor, ModelRunnerOutput, SchedulerOutput
+
+
+class Pipeline:
+    """Owns the steps that were submitted and not collected, oldest first, and the thread that computes them.
+
+    With `num_ahead` 0 there is no thread: a step is computed where it is submitted.
+    """
+
+    def __init__(self, executor: Executor, num_ahead: int) -> None:
+        """`num_ahead` is how many steps may be submitted before the oldest must be collected."""
+        self.num_ahead = num_ahead
+        self._executor = executor
+        self._steps: deque[tuple[SchedulerOutput, Future[ModelRunnerOutput]]] = deque()
+        self._thread = ThreadPoolExecutor(1, "octavo-steps") if num_ahead else None
+
+    def __len__(self) -> int:
+        """How many steps are in it."""
+        return len(self._steps)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the oldest step must be collected before another is submitted."""
+        return len(self._steps) > self.num_ahead
+
+    def submit(self, step: SchedulerOutput) -> None:
+        """Lets a step be computed after those before it."""
+        if self._thread is not None:
+            self._steps.append((step, self._thread.submit(self._executor.execute, step)))
+            return
+        done: Future[ModelRunnerOutput] = Future()
+        done.set_result(self._executor.execute(step))
+        self._steps.append((step, done))
+
+    def collect(self) -> tuple[SchedulerOutput, ModelRunnerOutput]:
+        """The oldest step, when it has been computed. Raises what the executor raised; the device is lost then."""
+        step, future = self._steps[0]
+        output = future.result()
+        self._steps.popleft()
+        return step, output
+
+    def close(self) -> None:
+        """Waits for the step that is being computed, forgets the others and ends the thread."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+        self._steps.clear()
