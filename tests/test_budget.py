@@ -58,6 +58,11 @@ def num_parameters(function: Function) -> int:
     return len(named) - bool(named and named[0] in {"self", "cls"}) + bool(spec.vararg) + bool(spec.kwarg)
 
 
+def is_kernel(function: Function) -> bool:
+    """A function of the Triton language: a launch passes pointers and numbers one by one, there are no objects."""
+    return any(ast.unparse(decorator).partition("(")[0] == "jit" for decorator in function.decorator_list)
+
+
 def is_record(cls: ast.ClassDef) -> bool:
     """A frozen dataclass: nothing can change in it, its methods only derive. Such a table of settings may be long."""
     return any(
@@ -100,7 +105,7 @@ def test_modules_are_named_after_what_they_hold(path: Path) -> None:
 def test_functions_are_short_and_take_few_parameters(path: Path) -> None:
     for function in functions(_parse(path)):
         assert path.is_relative_to(KERNELS) or num_lines(function) <= MAX_FUNCTION_LINES, function.name
-        assert num_parameters(function) <= MAX_PARAMETERS, function.name
+        assert is_kernel(function) or num_parameters(function) <= MAX_PARAMETERS, function.name
 
 
 def test_nearly_all_functions_fit_half_a_screen() -> None:

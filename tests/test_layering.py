@@ -36,8 +36,9 @@ LAYERS: dict[str, set[str]] = {
     "models": {"checkpoint", "errors", "layers", "models"},
     "runner": BASE | {"core.step", "kernels", "models", "runner"},
     "faults": BASE | {"core.step"},
-    "engine": BASE | {"core", "faults"},
-    "testing": BASE | {"core.step", "engine"},
+    "pipeline": {"core.step"},
+    "engine": BASE | {"core", "faults", "pipeline"},
+    "testing": BASE | {"core.step", "engine", "testing"},
     "engine_process": BASE | {"wire", "engine"},
     "request_stream": BASE,
     "recorder": BASE,
@@ -61,7 +62,7 @@ LAYERS: dict[str, set[str]] = {
 # Package of others -> where it may be imported. What is not named here may be imported anywhere.
 OUTSIDERS: dict[str, tuple[Path, ...]] = {
     "torch": tuple(PACKAGE / name for name in ("kernels", "layers", "models", "runner")),
-    "triton": (PACKAGE / "kernels",),
+    "triton": (PACKAGE / "kernels/language.py",),
     "safetensors": (PACKAGE / "models",),
     "gguf": (PACKAGE / "models", PACKAGE / "checkpoint.py"),
     "tokenizers": (PACKAGE / "text",),
@@ -79,6 +80,9 @@ OUTSIDERS: dict[str, tuple[Path, ...]] = {
 
 # The only places that import by name: a model class, an executor's factory, and a look for the embedded model.
 IMPORT_BY_NAME = {PACKAGE / "models/registry.py", PACKAGE / "engine.py", PACKAGE / "checkpoint.py"}
+
+# The only place where an import may be guarded: what it imports exists where there is a GPU.
+GUARDED = PACKAGE / "kernels/language.py"
 
 SOURCES = sorted([*(REPOSITORY / "backend").rglob("*.py"), *(REPOSITORY / "kserve").rglob("*.py")])
 OURS = [path for path in SOURCES if path.is_relative_to(PACKAGE)]
@@ -176,7 +180,7 @@ def test_packages_of_others_stay_where_they_belong(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
 def test_imports_are_absolute_and_at_the_top(path: Path) -> None:
     tree = _parse(path)
-    assert not misplaced(tree)
+    assert path == GUARDED or not misplaced(tree)
     text = path.read_text(encoding="utf-8")
     assert "TYPE_CHECKING" not in text
     assert "__import__" not in text

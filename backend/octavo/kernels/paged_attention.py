@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import native
+from octavo.kernels.attention_spec import AttentionSpec
+from octavo.kernels.decode_plan import DecodeCapacity, DecodeScratch, plan_decode
 from octavo.kernels.kv_layout import read_blocks
+from octavo.kernels.paged_decode import paged_decode
+from octavo.kernels.paged_prefill import PrefillRows, paged_prefill
 
 MAX_HEAD_DIM = 256
 
@@ -27,6 +31,8 @@ class AttentionMetadata:
     block_table: int32 [B, max_blocks], row stride may be larger. Entries past seq_lens are never read.
     slot_mapping: int64 [T], block_id * block_size + offset, where each token's key and value are written.
     max_seqlen_q, max_seq_len: the largest of the rows' query and sequence lengths.
+    num_decode_rows: the first so many rows have one query each. On a GPU they go through a kernel of their own.
+    decode_scratch: for that kernel, its plans written from the first seq_lens; None to make one at every call.
     """
 
     cu_seqlens_q: Tensor
@@ -35,6 +41,8 @@ class AttentionMetadata:
     slot_mapping: Tensor
     max_seqlen_q: int
     max_seq_len: int
+    num_decode_rows: int = 0
+    decode_scratch: DecodeScratch | None = None
 
 
 class _Call(ctypes.Structure):
@@ -58,10 +66,36 @@ def paged_attention(
     see kv_layout. num_heads is a multiple of num_kv_heads; head_dim a multiple of 8 up to 256. Softmax in fp32.
     Returns [T, num_heads, head_dim]. Nothing is written in place.
     """
+    if query.is_cuda:
+        return paged_attention_gpu(query, kv_cache, metadata, AttentionSpec(scale, window))
     kernel = native.function("octavo_paged_attention", query)
     if kernel is not None:
         return _paged_attention_cpu(kernel, query, kv_cache, metadata, (scale, window))
     return paged_attention_reference(query, kv_cache, metadata, scale, window)
+
+
+def paged_attention_gpu(query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, spec: AttentionSpec) -> Tensor:
+    """The same with the GPU's kernels: one launch for the rows of one query, another for the chunks of prompts.
+
+    kv_cache: in plain layout, of the queries' dtype or FP8 e4m3; block_size is a power of two.
+    """
+    num_decode_rows, num_rows = metadata.num_decode_rows, metadata.seq_lens.shape[0]
+    output = torch.empty_like(query)
+    if num_decode_rows > 0:
+        attended = query[:num_decode_rows], kv_cache, metadata.block_table[:num_decode_rows]
+        scratch = metadata.decode_scratch or _scratch_for_one_call(query, metadata, spec)
+        paged_decode(*attended, scratch, spec, output[:num_decode_rows])
+    if num_decode_rows < num_rows:
+        parts = (metadata.cu_seqlens_q, metadata.seq_lens, metadata.block_table)
+        paged_prefill(query, kv_cache, PrefillRows(*(part[num_decode_rows:] for part in parts)), spec, output)
+    return output
+
+
+def _scratch_for_one_call(query: Tensor, metadata: AttentionMetadata, spec: AttentionSpec) -> DecodeScratch:
+    capacity = DecodeCapacity(metadata.num_decode_rows, metadata.max_seq_len, *query.shape[1:])
+    scratch = capacity.allocate([spec.window], query.device)
+    plan_decode(metadata.seq_lens[: metadata.num_decode_rows], scratch)
+    return scratch
 
 
 def _paged_attention_cpu(

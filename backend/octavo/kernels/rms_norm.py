@@ -1,4 +1,7 @@
-"""RMSNorm, alone or fused with the residual addition before it. Every row is computed alone."""
+"""RMSNorm, alone or fused with the residual addition before it and the quantisation to FP8 behind it.
+
+Every row is computed alone. On a GPU one program does one row: it is read once and stays in registers.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import native
+from octavo.kernels.language import jit, next_power_of_2, tl
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
 
 
 class _Call(ctypes.Structure):
@@ -22,6 +29,8 @@ class _Call(ctypes.Structure):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; fp32 inside. x: [T, n], weight: [n], same dtype."""
+    if x.is_cuda:
+        return rms_norm_gpu(x, None, weight, eps)
     kernel = native.function("octavo_rms_norm", x)
     if kernel is None:
         return rms_norm_reference(x, weight, eps)
@@ -30,6 +39,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """residual += x in place, then RMSNorm of the sum, which is returned. x, residual: [T, n]; weight: [n]."""
+    if x.is_cuda:
+        return rms_norm_gpu(x, residual, weight, eps)
     kernel = native.function("octavo_rms_norm", x)
     if kernel is None:
         residual += x
@@ -37,11 +48,35 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     return _run(kernel, x, residual, weight, eps)
 
 
+def rms_norm_fp8(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`rms_norm`, or with a residual `add_rms_norm`, as FP8 e4m3 and its scale: the product is the norm.
+
+    scale: fp32 [1], or None: each row gets the smallest one that fits. Values beyond the scale's reach become the
+    largest number. Returns ([T, n] FP8, fp32 [T, 1] or `scale`).
+    """
+    if x.is_cuda:
+        return rms_norm_fp8_gpu(x, residual, weight, eps, scale)
+    if residual is not None:
+        residual += x
+        x = residual
+    return quantise_rows(rms_norm_reference(x, weight, eps), scale)
+
+
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The same in plain PyTorch: rounds to x's dtype before the multiplication, as the models were trained."""
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight * normed.to(x.dtype)
+
+
+def quantise_rows(x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x [T, n] as FP8 e4m3 and its scale, see rms_norm_fp8. In plain PyTorch."""
+    wide = x.float()
+    if scale is None:
+        scale = wide.abs().amax(-1, keepdim=True).clamp(min=1e-12) / FP8_MAX
+    return (wide / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
 
 
 def _run(kernel: native.Function, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
@@ -61,3 +96,93 @@ def _run(kernel: native.Function, x: Tensor, residual: Tensor | None, weight: Te
     )
     kernel(ctypes.byref(call))
     return output
+
+
+def rms_norm_gpu(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` or `add_rms_norm` on a GPU."""
+    output = torch.empty_like(x)
+    _launch(output, None, x, residual, (weight, eps))
+    return output
+
+
+def rms_norm_fp8_gpu(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`rms_norm_fp8` on a GPU."""
+    output = torch.empty_like(x, dtype=FP8)
+    scales = x.new_empty(x.shape[0], 1, dtype=torch.float32) if scale is None else scale
+    _launch(output, scales, x, residual, (weight, eps), scale is None)
+    return output, scales
+
+
+def _launch(
+    output: Tensor,
+    scales: Tensor | None,
+    x: Tensor,
+    residual: Tensor | None,
+    norm: tuple[Tensor, float],
+    is_dynamic: bool = False,
+) -> None:
+    weight, eps = norm
+    num_rows, width = x.shape
+    assert x.is_contiguous() and x.dtype == weight.dtype and weight.shape == (width,) and weight.is_contiguous()
+    assert residual is None or (residual.is_contiguous() and residual.shape == x.shape and residual.dtype == x.dtype)
+    padded = next_power_of_2(width)
+    _rms_norm_kernel[(num_rows,)](
+        output,
+        scales,
+        x,
+        residual,
+        weight,
+        eps,
+        WIDTH=width,
+        PADDED=padded,
+        HAS_RESIDUAL=residual is not None,
+        IS_QUANTISED=scales is not None,
+        IS_DYNAMIC=is_dynamic,
+        # Two 16-byte loads a thread: what a row of a small batch takes is waiting for them.
+        num_warps=max(1, min(16, padded // 512)),
+    )
+
+
+@jit
+def _rms_norm_kernel(
+    output: tl.tensor,
+    scales: tl.tensor,
+    x: tl.tensor,
+    residual: tl.tensor,
+    weight: tl.tensor,
+    eps: tl.tensor,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    IS_QUANTISED: tl.constexpr,
+    IS_DYNAMIC: tl.constexpr,
+) -> None:
+    dtype = x.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, PADDED)
+    inside = columns < WIDTH
+    at = row * WIDTH + columns
+    # Asked for first: the weight does not wait for the row.
+    gain = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    wide = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        total = (tl.load(residual + at, mask=inside, other=0.0).to(tl.float32) + wide).to(dtype)
+        tl.store(residual + at, total, mask=inside)
+        wide = total.to(tl.float32)
+    normed = wide * tl.rsqrt(tl.sum(wide * wide) / WIDTH + eps)
+    normed = (normed.to(dtype).to(tl.float32) * gain).to(dtype)
+    if IS_QUANTISED:
+        wide = normed.to(tl.float32)
+        if IS_DYNAMIC:
+            scale = tl.maximum(tl.max(tl.abs(wide)), 1e-12) / 448.0
+            tl.store(scales + row, scale)
+        else:
+            scale = tl.load(scales)
+        wide = tl.div_rn(wide, scale)
+        # What is not a number stays so.
+        wide = tl.where(wide > 448.0, 448.0, tl.where(wide < -448.0, -448.0, wide))
+        tl.store(output + at, wide.to(output.dtype.element_ty), mask=inside)
+    else:
+        tl.store(output + at, normed, mask=inside)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from octavo.kernels import native
 from octavo.kernels.kv_layout import write_slots
+from octavo.kernels.kv_write_form import HeadNorm, WriteForm
 from octavo.kernels.paged_attention import AttentionMetadata
-from octavo.kernels.rms_norm import rms_norm_reference
+from octavo.kernels.rms_norm import FP8_MAX, rms_norm_reference
+from octavo.kernels.rope_kv_write_gpu import rope_kv_write_gpu
 
-
-@dataclass(frozen=True, slots=True)
-class HeadNorm:
-    """RMSNorm over each head of queries and keys, before the rotation. Weights: [head_dim]."""
-
-    query_weight: Tensor
-    key_weight: Tensor
-    eps: float
+__all__ = ["HeadNorm", "WriteForm", "rope_kv_write", "rope_kv_write_fp8", "rope_kv_write_reference", "rotate"]
 
 
 class _Call(ctypes.Structure):
@@ -49,6 +43,8 @@ def rope_kv_write(
     table: fp32 [max_position, 2, head_dim / 2], cosines then sines. kv_cache: written in place at
     metadata.slot_mapping. Returns [T, num_heads, head_dim].
     """
+    if qkv.is_cuda:
+        return rope_kv_write_gpu(qkv, positions, table, kv_cache, metadata, WriteForm(head_norm))
     kernel = native.function("octavo_rope_kv_write", qkv)
     if kernel is None:
         return rope_kv_write_reference(qkv, positions, table, kv_cache, metadata, head_norm)
@@ -81,6 +77,26 @@ def rope_kv_write(
     return query
 
 
+def rope_kv_write_fp8(
+    qkv: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    kv_cache: Tensor,
+    metadata: AttentionMetadata,
+    form: WriteForm,
+) -> Tensor:
+    """`rope_kv_write` into a cache of FP8 e4m3: what is beyond a scale's reach becomes the largest number."""
+    if qkv.is_cuda:
+        return rope_kv_write_gpu(qkv, positions, table, kv_cache, metadata, form)
+    query, key, value = _rotated(qkv, positions, table, kv_cache, form.head_norm)
+    stored = [
+        (part.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(kv_cache.dtype)
+        for part, scale in ((key, form.k_scale), (value, form.v_scale))
+    ]
+    write_slots(kv_cache, metadata.slot_mapping, *stored)
+    return query
+
+
 def rope_kv_write_reference(
     qkv: Tensor,
     positions: Tensor,
@@ -90,6 +106,15 @@ def rope_kv_write_reference(
     head_norm: HeadNorm | None = None,
 ) -> Tensor:
     """The same in plain PyTorch. The rotation is computed in fp32 and rounded once."""
+    query, key, value = _rotated(qkv, positions, table, kv_cache, head_norm)
+    write_slots(kv_cache, metadata.slot_mapping, key, value)
+    return query
+
+
+def _rotated(
+    qkv: Tensor, positions: Tensor, table: Tensor, kv_cache: Tensor, head_norm: HeadNorm | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys, rotated, and values."""
     num_kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     num_heads = heads.shape[1] - 2 * num_kv_heads
@@ -98,8 +123,7 @@ def rope_kv_write_reference(
         query = rms_norm_reference(query, head_norm.query_weight, head_norm.eps)
         key = rms_norm_reference(key, head_norm.key_weight, head_norm.eps)
     cos, sin = table[positions].unsqueeze(1).unbind(2)
-    write_slots(kv_cache, metadata.slot_mapping, rotate(key, cos, sin), value)
-    return rotate(query, cos, sin)
+    return rotate(query, cos, sin), rotate(key, cos, sin), value
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
