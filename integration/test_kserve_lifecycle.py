@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,20 @@ def test_a_model_that_is_missing_ends_the_server_at_once(tmp_path: Path) -> None
         assert "missing" in server.log().splitlines()[-1]
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("flag", ["http_port", "grpc_port"])
+def test_a_port_that_is_taken_is_named(tmp_path: Path, flag: str) -> None:
+    server = KServeServer(tmp_path / "log", *fake_arguments(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        setattr(server, flag, port)
+        server.start()
+        try:
+            assert server.process.wait(60) == 1
+        finally:
+            server.stop()
+    assert f"{flag}: {port}" in server.log() and "Traceback" not in server.log()
 
 
 def test_a_server_that_is_still_loading_ends_when_asked(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -206,3 +207,25 @@ def test_a_load_that_is_unwanted_or_fails_leaves_a_server_that_can_load_again(ga
     assert server.status("/v2/health/live") == server.status("/v2/health/ready") == 200
     gate.write_text("")
     assert change(server, "load", "second")[0] == 200
+
+
+def test_a_load_behind_an_unload_is_a_load_of_its_own(gated: tuple[KServeServer, Path]) -> None:
+    server, gate = gated
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(change, server, "load", "second")
+        server.wait_until(lambda: states(server)["second"][0] == "LOADING")
+        gate.touch()
+        assert change(server, "unload", "second")[0] == 200
+        assert change(server, "load", "second")[0] == 200
+        assert waiting.result(60)[0] == 503
+
+
+def test_a_drain_does_not_wait_for_a_load(gated: tuple[KServeServer, Path]) -> None:
+    server, _ = gated
+    assert change(server, "unload", "second")[0] == 200
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(change, server, "load", "second")
+        server.wait_until(lambda: states(server)["second"][0] == "LOADING")
+        server.process.send_signal(signal.SIGTERM)
+        assert waiting.result(60) == (503, {"error": "the server is shutting down"})
+    assert server.process.wait(60) == 0

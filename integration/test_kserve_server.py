@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 KEY = {"Authorization": "Bearer secret-2"}
 GENERATE = "/v2/models/fake/generate"
 ASK = {"text_input": "hello", "max_tokens": 8, "seed": 1, "exclude_input_in_output": True}
+TENSOR = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["x"]}
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,9 @@ def test_openai_chats_stream_to_the_end(server: KServeServer) -> None:
         ("/v2/models/nobody/infer", {"inputs": []}, 404, "nobody"),
         ("/v1/models/fake:predict", {"instances": []}, 400, "instances"),
         ("/v1/models/fake:predict", {"instances": [1]}, 400, "instances[0]"),
+        ("/v1/models/fake:predict", {"instances": ["x"] * 1025}, 400, "1025 instances"),
+        ("/v2/models/fake/infer", {"inputs": [{}] * 1000}, 400, "1000 tensors"),
+        ("/v2/models/fake/infer", {"inputs": [TENSOR, TENSOR]}, 400, "each name once"),
         ("/v2/repository/models/nobody/unload", {}, 404, "nobody"),
         ("/v2/repository/index", {"ready": "x"}, 400, "ready"),
     ],
@@ -178,9 +182,8 @@ def test_a_binary_request_that_is_none_is_refused(server: KServeServer, length: 
 
 def test_the_content_type_need_not_be_told(server: KServeServer) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
-    tensor = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["x"]}
     for path, body in (
-        ("/v2/models/fake/infer", {"inputs": [tensor]}),
+        ("/v2/models/fake/infer", {"inputs": [TENSOR]}),
         ("/v1/models/fake:predict", {"instances": ["x"]}),
         (GENERATE, ASK),
     ):
@@ -205,6 +208,15 @@ def test_headers_without_end_are_hung_up_on(server: KServeServer) -> None:
     assert server.status("/health") == 200
 
 
+def test_trailers_without_end_are_hung_up_on(server: KServeServer) -> None:
+    head = f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n"
+    with socket.create_connection(("127.0.0.1", server.http_port), timeout=30) as connection:
+        connection.sendall(head.encode())
+        with pytest.raises(ConnectionError):
+            connection.sendall((b"X-Trailer: " + b"x" * 5_000 + b"\r\n") * 10_000)
+    assert server.status("/health") == 200
+
+
 @pytest.mark.parametrize(
     "path",
     [GENERATE, f"{GENERATE}_stream", "/v2/models/fake/infer", "/v1/completions", "/v1/models/fake:predict"],
@@ -218,11 +230,10 @@ def test_a_client_that_leaves_cancels_its_request(server: KServeServer, path: st
 
     before = cancelled()
     long = {"text_input": "x", "max_tokens": 40_000, "stream": path.endswith("stream")}
-    tensor = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["x"]}
     body = json.dumps(
         long
         | {"model": "fake", "prompt": "x", "instances": [long]}
-        | ({"inputs": [tensor], "parameters": {"max_tokens": 40_000}} if path.endswith("infer") else {})
+        | ({"inputs": [TENSOR], "parameters": {"max_tokens": 40_000}} if path.endswith("infer") else {})
     )
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.http_port), timeout=30) as connection:
@@ -230,6 +241,27 @@ def test_a_client_that_leaves_cancels_its_request(server: KServeServer, path: st
         server.wait_until(lambda: num_running() == 1)
     server.wait_until(lambda: num_running() == 0)
     assert cancelled() == before + 1
+
+
+@pytest.mark.parametrize("path", [GENERATE, f"{GENERATE}_stream", "/v1/chat/completions"])
+def test_a_client_that_leaves_while_its_prompt_is_made_leaves_no_request_behind(
+    server: KServeServer, path: str
+) -> None:
+    def num_live() -> float:
+        return sum(server.metric(f"vllm:num_requests_{what}", model_name="fake") for what in ("running", "waiting"))
+
+    def finished() -> float:
+        return server.metric("octavo:request_finished_total", finished_reason="length", model_name="fake")
+
+    before = finished()
+    messages = [{"role": "user", "content": "x" * 18_000}]
+    body = json.dumps({"model": "fake", "messages": messages, "max_tokens": 2_000, "ignore_eos": True})
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", server.http_port), timeout=30) as connection:
+            connection.sendall((head + body).encode())
+    server.wait_until(lambda: num_live() == 0)
+    assert finished() == before
 
 
 _GRPC_LEAVES = """
@@ -282,6 +314,10 @@ def test_keys_open_every_route_and_health_needs_none(tmp_path: Path) -> None:
         assert server.post("/v2/repository/models/fake/unload", {})[0] == 401
         assert server.post(GENERATE, ASK, {"Authorization": "Bearer secret-3"})[0] == 401
         assert server.post("/v1/completions", {"model": "fake", "prompt": "x"})[1]["error"]["code"] == "invalid_api_key"
+        with socket.create_connection(("127.0.0.1", server.http_port), timeout=30) as connection:
+            head = b"GET /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            connection.sendall(head + b"0\r\nAuthorization: Bearer secret-1\r\n\r\n")
+            assert b" 401 " in connection.recv(100)
         assert server.post(GENERATE, ASK, KEY)[0] == 200
         assert server.post(GENERATE, ASK, {"Authorization": "Bearer secret-1"})[0] == 200
         assert f"POST {GENERATE} HTTP/1.1 -> 200 OK" in server.log()

@@ -49,16 +49,20 @@ def _digest(key: str) -> bytes:
 def read_keys(file: str | None, environment: Mapping[str, str]) -> tuple[str, ...]:
     """The keys in `file` and in the environment, between spaces, commas or line ends.
 
-    Raises InvalidRequest for a file without a key: a server that was meant to be closed must not be open.
+    Raises InvalidRequest where either is given without a key: a server that was meant to be closed must not be open.
     """
-    keys = environment.get(KEYS_VARIABLE, "").replace(",", " ").split()
+    texts = {KEYS_VARIABLE: environment.get(KEYS_VARIABLE)}
     if file is not None:
         try:
-            found = Path(file).read_text(encoding="utf-8").replace(",", " ").split()
+            # An editor may have put a byte order mark before the first key.
+            texts["api_key_file"] = Path(file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise octavo.InvalidRequest("api_key_file", file, f"a text file that can be read ({error})") from None
-        if not found:
-            raise octavo.InvalidRequest("api_key_file", file, "a file with at least one key")
+    keys = []
+    for source, text in texts.items():
+        found = [] if text is None else text.replace(",", " ").split()
+        if text is not None and not found:
+            raise octavo.InvalidRequest(source, text, "at least one key")
         keys += found
     return tuple(keys)
 

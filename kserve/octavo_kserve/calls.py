@@ -5,7 +5,6 @@ Knows what is common to them, JSON and tensors, but no route and no SDK type.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 from collections.abc import AsyncGenerator, Mapping
@@ -27,9 +26,10 @@ from octavo.v2 import (
     decode_request,
 )
 from octavo_kserve.served_model import ServedModel
+from octavo_kserve.submission import submit_in_thread
 
-# To make tokens of a longer prompt takes milliseconds, in which no other client would be served.
-LONG_PROMPT = 50_000
+# Characters. To make tokens of more takes milliseconds, in which no other client would be served.
+LONG_PROMPT = 4_000
 ALL_OUTPUTS = frozenset(spec.name for spec in OUTPUTS)
 _INPUT_NAMES = frozenset(spec.name for spec in INPUTS)
 # Inputs that hold JSON in a string; where the body is JSON anyway, its own value may stand there.
@@ -100,7 +100,7 @@ async def submit(model: ServedModel, call: GenerateRequest) -> octavo.RequestStr
         )
 
     is_long = not isinstance(call.prompt, str) or len(call.prompt) > LONG_PROMPT
-    return await asyncio.to_thread(hand_over) if is_long else hand_over()
+    return await submit_in_thread(hand_over, octavo.RequestStream.cancel) if is_long else hand_over()
 
 
 async def complete(model: ServedModel, call: GenerateRequest) -> dict[str, Array]:

@@ -135,28 +135,47 @@ def header_limited(max_header_bytes: int) -> type[HttpToolsProtocol]:
     """uvicorn's protocol, which by itself reads headers without end: one that hangs up on a client that sends them."""
 
     class HeaderLimitedProtocol(HttpToolsProtocol):
-        """Counts what has come of headers that are not complete; complete ones are the middleware's."""
+        """Counts what has come of headers, or of the trailers behind a body in chunks, that are not complete.
 
-        _in_headers = False
+        Complete headers, and bodies, are the middleware's.
+        """
+
         _num_header_bytes = 0
+        _is_done = False
+        _has_headers = False
 
         def on_message_begin(self) -> None:
             """Headers begin."""
-            self._in_headers, self._num_header_bytes = True, 0
+            self._has_headers = False
             super().on_message_begin()
 
+        def on_header(self, name: bytes, value: bytes) -> None:
+            """One header. What stands behind the body is none: an API key there, or a length, must not count."""
+            if not self._has_headers:
+                super().on_header(name, value)
+
         def on_headers_complete(self) -> None:
-            """Headers end."""
-            self._in_headers = False
+            """Headers have come whole."""
+            self._is_done = self._has_headers = True
             super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            """A part of a body has come."""
+            self._is_done = True
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            """A request has come whole, trailers and all."""
+            self._is_done = True
+            super().on_message_complete()
 
         def data_received(self, data: bytes) -> None:
             """Reads on, or hangs up."""
+            self._is_done = False
             super().data_received(data)
-            if self._in_headers:
-                self._num_header_bytes += len(data)
-                if self._num_header_bytes > max_header_bytes and not self.transport.is_closing():
-                    logger.info("a client sent headers of more than %d bytes", max_header_bytes)
-                    self.transport.close()
+            self._num_header_bytes = 0 if self._is_done else self._num_header_bytes + len(data)
+            if self._num_header_bytes > max_header_bytes and not self.transport.is_closing():
+                logger.info("a client sent headers of more than %d bytes", max_header_bytes)
+                self.transport.close()
 
     return HeaderLimitedProtocol

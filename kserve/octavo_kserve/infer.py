@@ -16,6 +16,7 @@ from kserve.protocol.rest.v2_datamodels import InferenceRequest
 from pydantic import ValidationError
 
 import octavo
+from octavo.v2 import INPUTS
 from octavo_kserve.described import also_binary, answers, described
 from octavo_kserve.generate import MODEL_VERSION, read_json_object
 
@@ -58,10 +59,13 @@ async def _read(request: Request, name: str) -> Any:
         except Exception as error:
             # It takes the JSON to be what it should.
             raise octavo.InvalidRequest("body", type(error).__name__, "an inference request with its tensors") from None
+    found = await read_json_object(request)
+    tensors = found.get("inputs")
+    if isinstance(tensors, list) and len(tensors) > len(INPUTS):
+        # To look at many would make everybody wait.
+        raise octavo.InvalidRequest("inputs", f"{len(tensors)} tensors", f"at most {len(INPUTS)}")
     try:
-        return InferRequest.from_inference_request(
-            InferenceRequest.model_validate(await read_json_object(request)), name
-        )
+        return InferRequest.from_inference_request(InferenceRequest.model_validate(found), name)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])

@@ -26,11 +26,15 @@ class ModelStore:
 
     def names(self) -> list[str]:
         """What is there now."""
-        return sorted(path.name for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
+        return sorted(path.name for path in self._folder.iterdir() if _NAME.fullmatch(path.name) and _is_model(path))
 
     def find(self, name: str) -> ModelOptions | None:
         """The model of this name. Raises InvalidRequest for an engine argument that it cannot have."""
-        if not _NAME.fullmatch(name) or not (self._folder / name).exists():
+        if not _NAME.fullmatch(name) or not _is_model(self._folder / name):
             return None
         arguments = {**self._arguments, "model": str(self._folder.absolute() / name)}
         return ModelOptions(name, (), octavo.EngineConfig.from_mapping(arguments, folder=self._folder))
+
+
+def _is_model(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".gguf"

@@ -29,6 +29,8 @@ _IDLE_FLAGS = (
     "max_threads", "protocol", "predictor_host", "predictor_protocol", "predictor_use_ssl", "predictor_request_retries",
     "predictor_request_timeout_seconds", "enable_predictor_health_check", "enable_latency_logging",
 )  # fmt: skip
+_PORTS = ("http_port", "grpc_port", "metrics_port")
+_HIGHEST_PORT = 65535
 # Each tells that this process is the only one of its container.
 _CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
 _CONTAINER_VARIABLES = ("KUBERNETES_SERVICE_HOST", "K_SERVICE")
@@ -72,6 +74,8 @@ def parse_options(
     """
     parser = _create_parser(sdk_parser)
     known, rest = parser.parse_known_args(_normalized(arguments, parser))
+    for name in _PORTS:
+        octavo.parse_int(name, getattr(known, name, None) or 0, 0, _HIGHEST_PORT)
     if known.workers != 1:
         parser.error(f"--workers {known.workers} is not allowed; expected 1: each would load the model for itself")
     given = {name: getattr(known, name) for name in _ENGINE_FIELDS if getattr(known, name) is not None}
@@ -192,10 +196,15 @@ def _models(known: argparse.Namespace, engine: Mapping[str, Any]) -> tuple[Model
     if known.model_dir is not None or known.models is None:
         named = {"model": known.model_dir} if known.model_dir is not None else {}
         config = octavo.EngineConfig.from_mapping({**engine, **named}, folder=Path.cwd())
-        models.append(ModelOptions(known.model_name, tuple(known.served_model_name), config))
+        aliases = tuple(alias for alias in dict.fromkeys(known.served_model_name) if alias != known.model_name)
+        models.append(ModelOptions(known.model_name, aliases, config))
     for name, arguments in _read_models(known.models).items():
         config = octavo.EngineConfig.from_mapping({**engine, **arguments}, folder=Path(known.models).parent)
         models.append(ModelOptions(name, (), config))
+    names = [name for model in models for name in (model.name, *model.aliases)]
+    for name in names:
+        if names.count(name) > 1:
+            raise octavo.InvalidRequest("models", name, "a name that is given once")
     return tuple(models)
 
 

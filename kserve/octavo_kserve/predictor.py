@@ -21,6 +21,7 @@ from octavo_kserve.generate import MODEL_VERSION
 from octavo_kserve.lifecycle import Lifecycle
 from octavo_kserve.served_model import ServedModel
 
+MOST_INSTANCES = 1024
 _DATATYPE_OF = {spec.name: datatype(spec) for spec in OUTPUTS}
 
 
@@ -71,6 +72,8 @@ class OctavoModel(Model):
         instances = body.get("instances") if isinstance(body, Mapping) else None
         if not isinstance(instances, list) or not instances:
             raise octavo.InvalidRequest("instances", instances, "a list of prompts or objects")
+        if len(instances) > MOST_INSTANCES:
+            raise octavo.InvalidRequest("instances", f"{len(instances)} instances", f"at most {MOST_INSTANCES}")
         calls = [read_call(_instance(i, instance), self.name, streams=False) for i, instance in enumerate(instances)]
         tasks = [asyncio.ensure_future(complete(self._served, call)) for call in calls]
         try:
@@ -98,8 +101,11 @@ def _raw_request(request: InferRequest) -> RawRequest:
     unknown = asked - ALL_OUTPUTS
     if unknown:
         raise octavo.InvalidRequest("outputs", min(unknown), f"among {', '.join(sorted(ALL_OUTPUTS))}")
+    tensors = {tensor.name: _array(tensor) for tensor in request.inputs}
+    if len(tensors) < len(request.inputs):
+        raise octavo.InvalidRequest("inputs", [tensor.name for tensor in request.inputs], "each name once")
     return RawRequest(
-        tensors={tensor.name: _array(tensor) for tensor in request.inputs},
+        tensors=tensors,
         parameters=json.dumps(to_http_parameters(request.parameters or {})),
         request_id=request.id or "",
         timeout_us=0,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import octavo
@@ -24,6 +25,8 @@ from octavo_kserve.served_model import ServedModel
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_SHUTTING_DOWN = "the server is shutting down"
 
 
 @dataclass(slots=True, eq=False)
@@ -62,12 +65,11 @@ class Repository:
         The load goes on when the client leaves. Raises UnknownModel, InvalidRequest, or why it could not be loaded.
         """
         if self._lifecycle.draining:
-            raise octavo.EngineDead("the server is shutting down")
+            raise octavo.EngineDead(_SHUTTING_DOWN)
         entry = self._entry(model_name)
         if entry.loading is None:
             entry.loading = asyncio.create_task(self._load(entry))
-            # Whoever still listens is told; the log is told anyway.
-            entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            entry.loading.add_done_callback(partial(_forget, entry))
         await asyncio.shield(entry.loading)
         return {"name": model_name, "load": True}
 
@@ -107,6 +109,7 @@ class Repository:
         served = None
         try:
             async with entry.lock:
+                entry.reason = ""
                 served = entry.served = entry.served or await self._open(entry.options)
             await self._until_warm(served)
         except octavo.OctavoError as error:
@@ -115,9 +118,6 @@ class Repository:
             if served is None or served.on_request:
                 await self._close(entry, str(error), drain_s=0, failed=served)
             raise
-        finally:
-            entry.loading = None
-        entry.reason = ""
 
     async def _open(self, options: ModelOptions) -> ServedModel:
         """Starts the engine, and has requests told that the model is loading."""
@@ -126,13 +126,14 @@ class Repository:
         self._lifecycle.models.add(served)
         return served
 
-    @staticmethod
-    async def _until_warm(served: ServedModel) -> None:
+    async def _until_warm(self, served: ServedModel) -> None:
         while True:
             try:
                 served.engine.wait_ready(timeout_s=0)
                 return
             except TimeoutError:
+                if self._lifecycle.draining:
+                    raise octavo.EngineDead(_SHUTTING_DOWN) from None
                 await asyncio.sleep(WATCH_INTERVAL_S)
 
     async def _close(self, entry: _Entry, reason: str, drain_s: float, failed: ServedModel | None = None) -> None:
@@ -143,6 +144,8 @@ class Repository:
                 return
             entry.reason = reason
             if served is not None:
+                # Who asks for the model from now on waits for another load than the one that is being ended.
+                entry.loading = None
                 self._lifecycle.models.remove(served.name)
                 await self._in_thread(lambda: served.engine.shutdown(drain_s))
                 entry.served = None
@@ -158,6 +161,14 @@ class Repository:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _forget(entry: _Entry, loading: asyncio.Task[None]) -> None:
+    """The load has ended: whoever still listens is told, the log was told anyway."""
+    if entry.loading is loading:
+        entry.loading = None
+    if not loading.cancelled():
+        loading.exception()
 
 
 def _start(options: ModelOptions, on_request: bool = False) -> ServedModel:

@@ -63,6 +63,16 @@ class OctavoRESTServer(RESTServer):
         """Called once, when serving begins."""
         mount(model_server.app, self._lifecycle, self.dataplane, self._repository, self._options)
 
+    async def start(self) -> None:
+        """Serves until it is closed. Raises InvalidRequest when nothing can listen on the address."""
+        try:
+            await super().start()
+        except SystemExit:
+            # uvicorn's way to say it; its log has the reason.
+            raise octavo.InvalidRequest(
+                "http_port", self.config.port, f"one that is free on {self.config.host}"
+            ) from None
+
     def close(self) -> None:
         """Takes no more connections; `start` returns when those that are open have ended."""
         self._server.should_exit = True
@@ -105,7 +115,6 @@ class OctavoServer(model_server.ModelServer):
         with self._metrics_listener(), asyncio.Runner(loop_factory=loop_factory) as runner:
             # To look through all that was imported takes a tenth of a second, in which no stream would go on.
             gc.freeze()
-            self.repository.load_all()
             runner.run(self._run())
 
     def stop(self, sig: int = signal.SIGTERM) -> None:
@@ -122,20 +131,25 @@ class OctavoServer(model_server.ModelServer):
         loop.set_default_executor(ThreadPoolExecutor(self.max_asyncio_workers, "octavo-requests"))
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, self.stop, sig)
-        self._grpc_server = self._create_grpc_server() if self.enable_grpc else None
-        starts = [self._rest_server.start()]
-        if self._grpc_server is not None:
-            starts.append(self._grpc_server.start())
-        listeners = [asyncio.create_task(start) for start in starts]
         watch = asyncio.create_task(self.lifecycle.watch())
         asked = asyncio.create_task(self._stopping.wait())
         try:
+            self.repository.load_all()
+            listeners = self._listen()
             await self._until_the_end([asked, watch, *listeners])
             await self._drain(listeners)
         finally:
             self.lifecycle.draining = True
             asked.cancel()
             await self.repository.shut_down()
+
+    def _listen(self) -> list[asyncio.Task[None]]:
+        """Opens the ports. Raises InvalidRequest when that of gRPC cannot be had."""
+        self._grpc_server = self._create_grpc_server() if self.enable_grpc else None
+        starts = [self._rest_server.start()]
+        if self._grpc_server is not None:
+            starts.append(self._grpc_server.start())
+        return [asyncio.create_task(start) for start in starts]
 
     async def _until_the_end(self, tasks: Sequence[asyncio.Task[Any]]) -> None:
         """Returns when the first of the tasks has: none should before somebody asks for it."""
@@ -189,7 +203,10 @@ class OctavoServer(model_server.ModelServer):
         address = f"{f'[{options.host}]' if ':' in options.host else options.host}:{self.grpc_port}"
         servicer = InferenceServicer(self.dataplane, self.repository)
         limits = options.sdk.grpc_max_send_message_length, options.sdk.grpc_max_receive_message_length
-        return GrpcServer(address, servicer, ApiKeys(options.api_keys), *limits)
+        try:
+            return GrpcServer(address, servicer, ApiKeys(options.api_keys), *limits)
+        except RuntimeError:
+            raise octavo.InvalidRequest("grpc_port", self.grpc_port, f"one that is free on {options.host}") from None
 
 
 async def _wait_any(events: Sequence[asyncio.Event], timeout_s: float) -> None:

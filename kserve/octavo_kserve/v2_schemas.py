@@ -10,6 +10,7 @@ from typing import Any
 from octavo.v2 import INPUTS, OUTPUTS, TensorSpec
 from octavo_kserve.calls import JSON_INPUTS, datatype
 from octavo_kserve.described import Schema, array, integer, nullable, record, ref
+from octavo_kserve.predictor import MOST_INSTANCES
 from octavo_kserve.sampling_schemas import INT64_MAX, INT64_MIN, sampling_schemas
 
 _TEXT: Schema = {"type": "string"}
@@ -69,11 +70,17 @@ _OUTPUT_NAME: Schema = {"enum": [spec.name for spec in OUTPUTS]}
 _INFER = {
     "id": nullable(type="string"),
     "parameters": _PARAMETERS,
-    "inputs": {"type": "array", "items": _INPUT},
+    "inputs": {"type": "array", "items": _INPUT, "maxItems": len(INPUTS)},
     "outputs": nullable(
         type="array", items=record({"name": _OUTPUT_NAME, "parameters": _PARAMETERS}, ["parameters"])
     ),
 }  # fmt: skip
+_INSTANCES: Schema = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": MOST_INSTANCES,
+    "items": {"anyOf": [_TEXT, ref("GenerateRequest")]},
+}
 _TENSOR = {"name": "text_input", "shape": [1], "datatype": "BYTES", "data": ["The sea"]}
 
 V2: dict[str, Schema] = {
@@ -97,7 +104,7 @@ V2: dict[str, Schema] = {
         ["id", "parameters"],
     ),
     "PredictRequest": record(
-        {"instances": {"type": "array", "minItems": 1, "items": {"anyOf": [_TEXT, ref("GenerateRequest")]}}},
+        {"instances": _INSTANCES},
         examples=[{"instances": ["The sea", _EXAMPLE]}],
     ),
     "Predictions": record({"predictions": {"type": "array", "items": _OUTPUTS}}),

@@ -13,11 +13,12 @@ from octavo_kserve.model_store import ModelStore
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A store with the models `a` and `b.gguf`, beside a model that is none of it."""
+    """A store with the models `a` and `b.gguf` and what is no model, beside a model that is none of it."""
     make_fake_model(tmp_path / "outside")
     make_fake_model(tmp_path / "store/a")
     (tmp_path / "store/.hidden").mkdir()
     (tmp_path / "store/b.gguf").touch()
+    (tmp_path / "store/notes.md").touch()
     return tmp_path / "store"
 
 
@@ -30,9 +31,9 @@ def test_what_lies_in_the_store_is_a_model_of_that_name(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../outside", "a/../../outside", "a/", "/", ".hidden", "a\n", "nobody"]
+    "name", ["", ".", "..", "../outside", "a/../../outside", "a/", "/", ".hidden", "a\n", "nobody", "notes.md"]
 )
-def test_no_name_leads_out_of_the_store(folder: Path, name: str) -> None:
+def test_no_other_name_leads_anywhere(folder: Path, name: str) -> None:
     assert ModelStore(folder, {}).find(name) is None
 
 

@@ -91,6 +91,8 @@ def test_a_flag_of_kserve_that_does_nothing_here_is_named(caplog: pytest.LogCapt
         (["stray"], "stray"),
         (["--api_key_file", "/nowhere"], "api_key_file"),
         (["--models", "/nowhere"], "models"),
+        (["--http_port", "65536"], "http_port"),
+        (["--metrics_port", "-1"], "metrics_port"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(flags: list[str], word: str) -> None:
@@ -114,6 +116,19 @@ def test_a_file_names_several_models_for_which_flags_are_defaults(tmp_path: Path
     assert [model.name for model in named] == ["c", "a", "b"]
 
 
+@pytest.mark.parametrize("alias", [[], ["--served_model_name", "a"]])
+def test_a_name_of_two_models_is_refused(tmp_path: Path, fake_model: Path, alias: list[str]) -> None:
+    (tmp_path / "models.json").write_text(json.dumps({"a": {"model": str(fake_model)}}))
+    flags = ["--models", str(tmp_path / "models.json"), "--model_dir", str(fake_model)]
+    with pytest.raises(octavo.InvalidRequest, match="models: 'a'"):
+        parse(*flags, *(alias or ["--model_name", "a"]))
+
+
+def test_a_name_of_one_model_may_be_given_twice() -> None:
+    (model,) = parse("--model_name=m", "--served_model_name", "m", "x", "x").models
+    assert model.aliases == ("x",)
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", '{"a": 1}', "{"])
 def test_a_file_of_models_that_holds_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "models.json").write_text(text)
@@ -133,6 +148,13 @@ def test_keys_come_from_the_file_and_the_environment(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("a\nb\n")
     options = parse("--api-key-file", str(tmp_path / "keys"), environment={"OCTAVO_API_KEYS": "c, d"})
     assert sorted(options.api_keys) == ["a", "b", "c", "d"]
+    (tmp_path / "keys").write_text("a", encoding="utf-8-sig")
+    assert parse("--api-key-file", str(tmp_path / "keys")).api_keys == ("a",)
+
+
+def test_a_server_that_was_meant_to_have_keys_does_not_start_without(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("\n")
     with pytest.raises(octavo.InvalidRequest, match="at least one key"):
         parse("--api-key-file", str(tmp_path / "keys"))
+    with pytest.raises(octavo.InvalidRequest, match="at least one key"):
+        parse(environment={"OCTAVO_API_KEYS": ""})

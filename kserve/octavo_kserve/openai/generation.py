@@ -13,6 +13,7 @@ from functools import partial
 
 import octavo
 from octavo_kserve.openai.request import GenerateRequest
+from octavo_kserve.submission import submit_in_thread
 
 Outputs = AsyncIterator[tuple[int, octavo.RequestOutput]]
 
@@ -27,13 +28,7 @@ async def generate(request: GenerateRequest) -> AsyncIterator[Outputs]:
     Leaving the context, for whatever reason, cancels what has not ended. Raises what refuses a prompt, or what ended
     one, after what came before. What a slow reader has not taken yet is merged, prompt by prompt.
     """
-    # Templates and tokenizers take milliseconds, too long for the loop that feeds everybody's streams.
-    submitting = asyncio.get_running_loop().run_in_executor(None, _submit, request)
-    try:
-        streams = await asyncio.shield(submitting)
-    except asyncio.CancelledError:
-        submitting.add_done_callback(_cancel_late)
-        raise
+    streams = await submit_in_thread(partial(_submit, request), _cancel)
     try:
         yield _merge(streams)
     finally:
@@ -57,17 +52,14 @@ def _submit(request: GenerateRequest) -> list[octavo.RequestStream]:
             )
             streams.append(stream)
     except BaseException:
-        for stream in streams:
-            stream.cancel()
+        _cancel(streams)
         raise
     return streams
 
 
-def _cancel_late(submitting: asyncio.Future[list[octavo.RequestStream]]) -> None:
-    """The client left while its request was being submitted in another thread."""
-    if not submitting.cancelled() and submitting.exception() is None:
-        for stream in submitting.result():
-            stream.cancel()
+def _cancel(streams: list[octavo.RequestStream]) -> None:
+    for stream in streams:
+        stream.cancel()
 
 
 async def _merge(streams: list[octavo.RequestStream]) -> Outputs:
