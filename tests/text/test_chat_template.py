@@ -119,6 +119,9 @@ def test_a_message_that_calls_tools_needs_no_content() -> None:
     message = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     template = "{% for m in messages %}{{ m.content or m.tool_calls[0].function.name }}{% endfor %}"
     assert render_chat(template, [message], {}) == "f"
+    assert render_chat(CHATML, [{**message, "content": None}], NAMES) == render_chat(
+        CHATML, [{**message, "content": ""}], NAMES
+    )
 
 
 @pytest.mark.parametrize("template", [None, ""])

@@ -74,7 +74,7 @@ def render_unfinished_chat(
     Raises InvalidRequest also for a last message without text, and for a template that does not show it.
     """
     *before, last = _check_messages(messages)
-    marked = [*before, {**last, "content": _marked(last["content"])}]
+    marked = [*before, {**last, "content": _marked(last)}]
     rendered = render_chat(
         template, marked, special_tokens, tools=tools, add_generation_prompt=False, template_kwargs=template_kwargs
     )
@@ -84,11 +84,12 @@ def render_unfinished_chat(
     return prompt
 
 
-def _marked(content: str | list[dict[str, str]] | None) -> str | list[dict[str, str]]:
+def _marked(message: dict[str, Any]) -> str | list[dict[str, str]]:
+    content: str | list[dict[str, str]] = message["content"]
+    if not content and (message.get("tool_calls") or isinstance(content, list)):
+        raise _cannot_continue("the last message has no text")
     if isinstance(content, str):
         return content + _END_MARK
-    if not content:
-        raise _cannot_continue("the last message has no text")
     *before, last = content
     return [*before, {**last, "text": last["text"] + _END_MARK}]
 
@@ -112,7 +113,8 @@ def _check_message(name: str, message: object) -> dict[str, Any]:
     if isinstance(content, list):
         content = [_check_part(f"{name}.content[{i}]", part) for i, part in enumerate(content)]
     elif content is None and message.get("tool_calls"):
-        pass
+        # What clients send back of an answer that called tools; templates that add texts up take no null.
+        content = ""
     elif not isinstance(content, str):
         raise InvalidRequest(f"{name}.content", content, "a string, or a list of text parts")
     return {**message, "content": content}
@@ -147,7 +149,7 @@ def _check_tool(name: str, tool: object) -> dict[str, Any]:
     return dict(tool)
 
 
-def _joined(content: str | list[dict[str, str]] | None) -> str | None:
+def _joined(content: str | list[dict[str, str]]) -> str:
     return "\n".join(part["text"] for part in content) if isinstance(content, list) else content
 
 
