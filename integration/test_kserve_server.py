@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -327,3 +328,53 @@ def test_keys_open_every_route_and_health_needs_none(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.stdout.startswith("True True True")
         assert "StatusCode.UNAUTHENTICATED" in done.stderr
+
+
+_GRPC_ENCRYPTED = """
+import sys, tritonclient.grpc as v2
+client = v2.InferenceServerClient(sys.argv[1], ssl=True, root_certificates=sys.argv[2])
+print(client.is_server_ready(), client.is_model_ready("fake"))
+"""
+
+
+def test_with_a_certificate_http_and_grpc_are_encrypted(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    request = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*request, *names, "-out", certificate, "-keyout", key], check=True, capture_output=True)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    files = [f"--ssl_certfile={certificate}", f"--ssl_keyfile={key}"]
+    server = KServeServer(tmp_path / "log", *fake_arguments(tmp_path), *files)
+
+    def is_ready() -> bool:
+        try:
+            with urllib.request.urlopen(
+                f"https://localhost:{server.http_port}/v2/health/ready", timeout=30, context=trusting
+            ) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    server.start()
+    try:
+        server.wait_until(is_ready)
+        command = [sys.executable, "-c", _GRPC_ENCRYPTED, f"localhost:{server.grpc_port}", certificate]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.stdout == "True True\n", done.stderr
+        plain = subprocess.run(
+            [sys.executable, "-c", _GRPC, f"localhost:{server.grpc_port}"], capture_output=True, text=True, timeout=60
+        )
+        assert "StatusCode.UNAVAILABLE" in plain.stderr
+    finally:
+        server.stop()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -45,14 +46,25 @@ class GrpcServer:
     """One server; `start` returns when it has ended, `stop` ends it."""
 
     def __init__(
-        self, address: str, servicer: InferenceServicer, keys: ApiKeys, max_send_bytes: int, max_receive_bytes: int
+        self,
+        address: str,
+        servicer: InferenceServicer,
+        keys: ApiKeys,
+        max_message_bytes: tuple[int, int],
+        credentials: grpc.ServerCredentials | None,
     ) -> None:
-        """The limits are of one message. Raises RuntimeError when nothing can listen on `address`."""
-        limits = {"send": max_send_bytes, "receive": max_receive_bytes}
-        options = [(f"grpc.max_{way}_message_length", limit) for way, limit in limits.items()]
+        """Messages may have so many bytes sent, and received. Without `credentials` the connection is not encrypted.
+
+        Raises RuntimeError when nothing can listen on `address`.
+        """
+        limits = zip(("send", "receive"), max_message_bytes, strict=True)
+        options = [(f"grpc.max_{way}_message_length", limit) for way, limit in limits]
         self._server = aio.server(interceptors=(_Guard(keys),), options=options)
         service.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
-        self._server.add_insecure_port(address)
+        if credentials is None:
+            self._server.add_insecure_port(address)
+        else:
+            self._server.add_secure_port(address, credentials)
         self._address = address
 
     async def start(self) -> None:
@@ -64,6 +76,13 @@ class GrpcServer:
     async def stop(self, grace_s: float) -> None:
         """Takes no more requests, and lets those that run end, for `grace_s` seconds at most."""
         await self._server.stop(grace_s)
+
+
+def tls_credentials(certificate: str | None, key: str | None) -> grpc.ServerCredentials | None:
+    """What the two PEM files hold, by which HTTP is encrypted as well; None without them."""
+    if not (certificate and key):
+        return None
+    return grpc.ssl_server_credentials([(Path(key).read_bytes(), Path(certificate).read_bytes())])
 
 
 class _Guard(aio.ServerInterceptor):

@@ -23,7 +23,7 @@ import octavo
 from octavo_kserve.access import ApiKeys
 from octavo_kserve.application import OctavoDataPlane, mount
 from octavo_kserve.connection import header_limited
-from octavo_kserve.grpc_server import GrpcServer
+from octavo_kserve.grpc_server import GrpcServer, tls_credentials
 from octavo_kserve.lifecycle import Lifecycle
 from octavo_kserve.log import format_access_log
 from octavo_kserve.metrics import EngineCollector
@@ -203,8 +203,9 @@ class OctavoServer(model_server.ModelServer):
         address = f"{f'[{options.host}]' if ':' in options.host else options.host}:{self.grpc_port}"
         servicer = InferenceServicer(self.dataplane, self.repository)
         limits = options.sdk.grpc_max_send_message_length, options.sdk.grpc_max_receive_message_length
+        credentials = tls_credentials(self.ssl_certfile, self.ssl_keyfile)
         try:
-            return GrpcServer(address, servicer, ApiKeys(options.api_keys), *limits)
+            return GrpcServer(address, servicer, ApiKeys(options.api_keys), limits, credentials)
         except RuntimeError:
             raise octavo.InvalidRequest("grpc_port", self.grpc_port, f"one that is free on {options.host}") from None
 
