@@ -30,6 +30,8 @@ from octavo_kserve.submission import submit_in_thread
 
 # Characters. To make tokens of more takes milliseconds, in which no other client would be served.
 LONG_PROMPT = 4_000
+# Each is a request of its own, and all are answered together.
+MOST_INSTANCES = 1024
 ALL_OUTPUTS = frozenset(spec.name for spec in OUTPUTS)
 _INPUT_NAMES = frozenset(spec.name for spec in INPUTS)
 # Inputs that hold JSON in a string; where the body is JSON anyway, its own value may stand there.

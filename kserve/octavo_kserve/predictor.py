@@ -16,12 +16,11 @@ from kserve.protocol.infer_type import InferInput, InferOutput, InferRequest, In
 
 import octavo
 from octavo.v2 import INPUTS, OUTPUTS, Array, RawRequest, TensorSpec
-from octavo_kserve.calls import ALL_OUTPUTS, as_json, complete, datatype, raw_request, read_call
+from octavo_kserve.calls import ALL_OUTPUTS, MOST_INSTANCES, as_json, complete, datatype, raw_request, read_call
 from octavo_kserve.generate import MODEL_VERSION
 from octavo_kserve.lifecycle import Lifecycle
 from octavo_kserve.served_model import ServedModel
 
-MOST_INSTANCES = 1024
 _DATATYPE_OF = {spec.name: datatype(spec) for spec in OUTPUTS}
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from octavo.v2 import INPUTS, OUTPUTS, TensorSpec
-from octavo_kserve.calls import JSON_INPUTS, datatype
+from octavo_kserve.calls import JSON_INPUTS, MOST_INSTANCES, datatype
 from octavo_kserve.described import Schema, array, integer, nullable, record, ref
-from octavo_kserve.predictor import MOST_INSTANCES
 from octavo_kserve.sampling_schemas import INT64_MAX, INT64_MIN, sampling_schemas
 
 _TEXT: Schema = {"type": "string"}
