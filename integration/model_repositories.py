@@ -60,7 +60,7 @@ def options_for(repository: Path | tuple[Path, ...], server_dir: Path, **setting
 
 @contextmanager
 def killed_afterwards(options: ServerOptions) -> Iterator[TritonServer]:
-    """A server for tests in which streams end by `triton_grpc_error`.
+    """A server for tests in which streams end by `triton_grpc_error`, or are cancelled at the moment of their end.
 
     In this release such a stream now and then keeps its model alive, and the server would wait for its whole exit
     timeout.

@@ -41,7 +41,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, server_dir: Path) -> Iterat
     repository = tmp_path_factory.mktemp("soak")
     fake.add_model(repository, STEADY, fake.KIND_MODEL + fake.REPORTING)
     fake.add_fake_model(repository, COMING_AND_GOING)
-    with TritonServer(fake.options_for(repository, server_dir, load_models=(STEADY, COMING_AND_GOING))) as started:
+    with fake.killed_afterwards(
+        fake.options_for(repository, server_dir, load_models=(STEADY, COMING_AND_GOING))
+    ) as started:
         yield started
 
 
