@@ -37,6 +37,7 @@ def page(server: KServeServer) -> Iterator[Page]:
     with open_browser(server.url) as page:
         page.open()
         page.wait_state("ready")
+        page.wait(lambda: "fake" in page.text("#model option"))
         yield page
 
 
