@@ -28,6 +28,7 @@ from octavo_triton.server_log import failure_in, progress_in
 SYSTEM_SERVER = Path("/opt/tritonserver")
 POLL_S = 0.1
 EXIT_TIMEOUT_S = 30
+METRICS_TIMEOUT_S = 5
 NO_METRICS = ("--allow-metrics=false", "--allow-metrics=0")
 _SHM = Path("/dev/shm")
 
@@ -230,7 +231,8 @@ class TritonServer:
                     self._report_progress(line)
                 if self._process.poll() is not None:
                     raise LaunchError(f"{failure_in(self.log_path)} (log: {self.log_path})")
-                if self._is_ready():
+                if _answers(f"{self.http_url}/v2/health/ready"):
+                    self._wait_for_metrics()
                     return
                 if self.stop_requested.wait(POLL_S):
                     raise LaunchStopped
@@ -241,20 +243,27 @@ class TritonServer:
         if said is not None:
             self._report(said)
 
-    def _is_ready(self) -> bool:
-        """Whether a client may come. The server says ready while its metrics port, the last to open, is still shut."""
-        try:
-            with urllib.request.urlopen(f"{self.http_url}/v2/health/ready", timeout=5) as response:
-                return bool(response.status == 200) and (not self._shows_metrics() or self._listens_for_metrics())
-        except OSError:
-            return False
+    def _wait_for_metrics(self) -> None:
+        """The server says ready while its metrics port, the last to open, is still shut.
 
-    def _shows_metrics(self) -> bool:
-        return not any(option.lower() in NO_METRICS for option in self.options.extra)
+        Not for ever: `extra` may have chosen another port.
+        """
+        if any(option.lower() in NO_METRICS for option in self.options.extra):
+            return
+        for _ in range(int(METRICS_TIMEOUT_S / POLL_S)):
+            if _answers(self.metrics_url):
+                return
+            if self.stop_requested.wait(POLL_S):
+                raise LaunchStopped
+        self._report(f"no metrics on {self.metrics_url}; the server is ready all the same")
 
-    def _listens_for_metrics(self) -> bool:
-        with urllib.request.urlopen(self.metrics_url, timeout=5) as response:
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
+    except OSError:
+        return False
 
 
 def find_server(server_dir: Path) -> Path:

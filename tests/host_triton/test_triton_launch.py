@@ -51,7 +51,7 @@ def write_server(options: ServerOptions, script: str) -> None:
 
 
 READY_SERVER = """
-import http.server, os, signal, subprocess, sys, threading
+import http.server, os, signal, subprocess, sys, threading, time
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 options = dict(argument.split("=", 1) for argument in sys.argv[1:])
 prefix = options["--backend-config"].split("=", 1)[1]
@@ -59,16 +59,16 @@ open("/dev/shm/" + prefix + "left", "w").close()
 print(subprocess.Popen(["sleep", "1000"]).pid, flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        asked_twice.release()
+        asked.set()
         self.send_response(200)
         self.end_headers()
     do_POST = do_GET
 def serve(port):
     http.server.ThreadingHTTPServer(("127.0.0.1", int(options[port])), Handler).serve_forever()
-asked_twice = threading.Semaphore(0)
+asked = threading.Event()
 def open_late():
-    for _ in range(2):
-        asked_twice.acquire()
+    asked.wait()
+    time.sleep(0.3)
     serve("--metrics-port")
 if "--allow-metrics" not in options:
     threading.Thread(target=open_late, daemon=True).start()
@@ -133,6 +133,16 @@ def test_it_is_ready_only_when_the_metrics_port_which_opens_last_answers(options
     write_server(options, READY_SERVER)
     with TritonServer(options) as server, urllib.request.urlopen(server.metrics_url, timeout=10) as page:
         assert page.status == 200
+
+
+def test_a_server_whose_metrics_are_elsewhere_is_ready_all_the_same(
+    options: ServerOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "METRICS_TIMEOUT_S", 0.2)
+    write_server(options, READY_SERVER)
+    said: list[str] = []
+    with TritonServer(replace(options, extra=(f"--metrics-port={free_port()}",)), said.append) as server:
+        assert said[-1] == f"no metrics on {server.metrics_url}; the server is ready all the same"
 
 
 def test_a_server_that_was_told_to_show_no_metrics_is_ready_without(options: ServerOptions) -> None:
