@@ -6,6 +6,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from kernels.plain_paged import dense_attention, make_cache, random_sequence
 from kernels.triton_support import interpreted
 
 from octavo.kernels.attention_spec import AttentionSpec
@@ -15,29 +16,9 @@ FP8 = torch.float8_e4m3fn
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
-def random_sequence(length, heads, head_dim, dtype, seed=0):
-    """Queries, keys, values of a whole sequence."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(length, heads[0], head_dim), (length, heads[1], head_dim), (length, heads[1], head_dim)]
-    return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
-
-
 def make_batch(sequences, query_lens, block_size=16, window=None, cache_dtype=None, seed=0):
     """(queries, cache, rows). NaN wherever no query may look: spare blocks, ends of blocks, in front of the window."""
-    counts = [-(-len(keys) // block_size) for _, keys, _ in sequences]
-    shuffled = (torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(seed)) + 1).int()
-    table = torch.full((len(sequences), max(counts) + 1), 10**6, dtype=torch.int32)
-    _, num_kv_heads, head_dim = sequences[0][1].shape
-    dtype = cache_dtype or sequences[0][1].dtype
-    cache = torch.full((sum(counts) + 3, 2, num_kv_heads, block_size, head_dim), float("nan")).to(dtype)
-    for row, (_, keys, values) in enumerate(sequences):
-        table[row, : counts[row]] = shuffled[sum(counts[:row]) : sum(counts[:row]) + counts[row]]
-        oldest = 0 if window is None else max(0, len(keys) - query_lens[row] - window + 1)
-        table[row, : oldest // block_size] = 10**6
-        positions = torch.arange(oldest, len(keys))
-        blocks, slots = table[row].long()[positions // block_size], positions % block_size
-        cache[blocks, 0, :, slots] = keys[oldest:].to(dtype)
-        cache[blocks, 1, :, slots] = values[oldest:].to(dtype)
+    cache, table = make_cache(sequences, query_lens, block_size, window, cache_dtype, seed)
     query = torch.cat([query[len(query) - n :] for (query, _, _), n in zip(sequences, query_lens, strict=True)])
     seq_lens = torch.tensor([len(keys) for _, keys, _ in sequences], dtype=torch.int32)
     return query, cache, PrefillRows(torch.tensor([0, *query_lens]).cumsum(0).int(), seq_lens, table)
@@ -52,26 +33,9 @@ def run(batch, spec, fill=float("nan")):
     return out
 
 
-def expected(sequence, num_queries, spec):
-    """Dense attention in fp64. What an FP8 cache holds stands in `sequence` as it was stored."""
-    query, keys, values = (part.double() for part in sequence)
-    length, group = len(keys), query.shape[1] // keys.shape[1]
-    keys, values = (
-        (keys * spec.k_scale).repeat_interleave(group, 1),
-        (values * spec.v_scale).repeat_interleave(group, 1),
-    )
-    scores = torch.einsum("qhd,khd->hqk", query[length - num_queries :], keys) * spec.scale
-    if spec.soft_cap is not None:
-        scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)
-    distance = torch.arange(length - num_queries, length)[:, None] - torch.arange(length)[None, :]
-    hidden = (distance < 0) | (distance >= (spec.window or length))
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-    return torch.einsum("hqk,khd->qhd", weights, values).to(sequence[0].dtype)
-
-
 def check(sequences, query_lens, spec, block_size=16, cache_dtype=None):
     got = run(make_batch(sequences, query_lens, block_size, spec.window, cache_dtype), spec)
-    wanted = [expected(sequence, n, spec) for sequence, n in zip(sequences, query_lens, strict=True)]
+    wanted = [dense_attention(sequence, n, spec) for sequence, n in zip(sequences, query_lens, strict=True)]
     torch.testing.assert_close(got, torch.cat(wanted), rtol=0, atol=TOLERANCE[got.dtype])
 
 
