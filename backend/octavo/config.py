@@ -29,10 +29,10 @@ class EngineConfig:
 
     Sizes are in tokens (`max_...tokens`, `max_model_len`, `block_size`), bytes (`..._bytes`) or seconds (`..._s`).
     With `async_scheduling` a step is scheduled while the one before it is computed. `max_waiting` bounds the queue: one
-    more request is refused as Overloaded. `executor` names the factory,
-    "module:function", of what runs the steps. `engine_python` is the interpreter that runs the engine process
-    (default: OCTAVO_ENGINE_PYTHON, then this one). A step that takes longer than `step_timeout_s` counts as hung, and
-    the engine process is started anew, at most `max_restarts` times in `restart_window_s`.
+    more request is refused as Overloaded. `executor` names the factory, "module:function", of what runs the steps.
+    `engine_python` is the interpreter that runs the engine process (default: OCTAVO_ENGINE_PYTHON, then this one). A
+    step that takes longer than `step_timeout_s` counts as hung, and the engine process is started anew, at most
+    `max_restarts` times in `restart_window_s`.
     """
 
     model: str | None = None

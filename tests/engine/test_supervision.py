@@ -70,9 +70,9 @@ def submit_and_begin(engine: AsyncEngine, num_streams: int) -> tuple[list[Reques
 
 
 def test_sixteen_streams_go_on_unchanged_when_the_process_is_killed(
-    start_engine: StartEngine, expected_text: Expected
+    start_engine: StartEngine, expected_text: Expected, async_scheduling: bool
 ) -> None:
-    engine = start_engine()
+    engine = start_engine(async_scheduling=async_scheduling)
     streams, texts = submit_and_begin(engine, 16)
     kill(engine)
     read_all(streams, texts)
