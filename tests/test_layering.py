@@ -20,7 +20,7 @@ KSERVE_HOST = REPOSITORY / "kserve/octavo_kserve"
 
 BASE = {
     "errors", "parsing", "prompt", "sampling_params", "request", "outputs", "stats", "metrics", "hub_cache",
-    "checkpoint", "vllm_arguments", "config",
+    "checkpoint", "vllm_arguments", "devices", "config",
 }  # fmt: skip
 
 # Module or package of octavo -> what of octavo it may import. A package's name stands for all of its modules.
@@ -32,13 +32,15 @@ LAYERS: dict[str, set[str]] = {
     "core": BASE | {"core"},
     "text": BASE | {"text"},
     "kernels": {"kernels"},
-    "layers": {"kernels", "layers"},
+    "quant": {"kernels", "quant"},
+    "layers": {"kernels", "layers", "quant"},
     "models": {"checkpoint", "errors", "layers", "models"},
     "runner": BASE | {"core.step", "kernels", "models", "runner"},
     "faults": BASE | {"core.step"},
     "pipeline": {"core.step"},
-    "engine": BASE | {"core", "faults", "pipeline"},
-    "testing": BASE | {"core.step", "engine", "testing"},
+    "startup_clock": set(),
+    "engine": BASE | {"core", "faults", "pipeline", "startup_clock"},
+    "testing": BASE | {"core.step", "startup_clock", "testing"},
     "engine_process": BASE | {"wire", "engine"},
     "request_stream": BASE,
     "recorder": BASE,
@@ -61,7 +63,7 @@ LAYERS: dict[str, set[str]] = {
 
 # Package of others -> where it may be imported. What is not named here may be imported anywhere.
 OUTSIDERS: dict[str, tuple[Path, ...]] = {
-    "torch": tuple(PACKAGE / name for name in ("kernels", "layers", "models", "runner")),
+    "torch": tuple(PACKAGE / name for name in ("kernels", "quant", "layers", "models", "runner")),
     "triton": (PACKAGE / "kernels/language.py",),
     "safetensors": (PACKAGE / "models",),
     "gguf": (PACKAGE / "models", PACKAGE / "checkpoint.py"),
@@ -78,8 +80,11 @@ OUTSIDERS: dict[str, tuple[Path, ...]] = {
     "transformers": (),
 }
 
-# The only places that import by name: a model class, an executor's factory, and a look for the embedded model.
-IMPORT_BY_NAME = {PACKAGE / "models/registry.py", PACKAGE / "engine.py", PACKAGE / "checkpoint.py"}
+# The only places that import by name: a model class, a scheme's, an executor's factory, a look for the embedded model,
+# and what a command needs of the device side.
+IMPORT_BY_NAME = {
+    PACKAGE / name for name in ("models/registry.py", "quant/__init__.py", "engine.py", "checkpoint.py", "cli.py")
+}
 
 # The only place where an import may be guarded: what it imports exists where there is a GPU.
 GUARDED = PACKAGE / "kernels/language.py"

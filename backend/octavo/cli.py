@@ -1,9 +1,12 @@
-"""The command line: `octavo generate` and `octavo bench`. Serving is the hosts' business."""
+"""The command line: `octavo generate`, `bench` and `compile-kernels`. Serving is the hosts' business."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -13,13 +16,16 @@ from rich.console import Console
 
 from octavo import bench as benchmark
 from octavo import workloads
+from octavo.checkpoint import Checkpoint, open_checkpoint, read_json
 from octavo.config import EngineConfig
-from octavo.errors import OctavoError
+from octavo.errors import InvalidRequest, OctavoError
 from octavo.llm import LLM
-from octavo.progress import load_bar
+from octavo.parsing import parse_json, parse_mapping
+from octavo.progress import count_bar, load_bar
 from octavo.sampling_params import SamplingParams
 
 _TABLE_COLUMNS = 150
+_KERNEL_CACHE = "OCTAVO_KERNEL_CACHE"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Octavo: an LLM serving engine.")
 
@@ -81,6 +87,62 @@ def bench(
         console.print(benchmark.render(results))
         if json is not None:
             json.write_text(benchmark.to_json(results, config))
+
+
+@app.command()
+def compile_kernels(
+    model: Annotated[
+        str | None, typer.Argument(help="Model folder, GGUF file or model.json; SmolLM2 if absent.")
+    ] = None,
+    arch: Annotated[str, typer.Option(help="The GPU's architecture: sm_90 for H100 and H200.")] = "sm_90",
+    out: Annotated[
+        Path | None, typer.Option(envvar=_KERNEL_CACHE, help="Where to; the user's cache folder when absent.")
+    ] = None,
+    engine_args: Annotated[
+        str, typer.Option(metavar="JSON", help='Settings to serve with, such as {"max_num_seqs": 512}.')
+    ] = "{}",
+) -> None:
+    """Compile a model's GPU kernels ahead of time; no GPU is needed.
+
+    An engine with the same settings finds them in the folder that OCTAVO_KERNEL_CACHE names.
+    """
+    with _one_clear_line():
+        found = re.fullmatch(r"sm_(\d{2,3})", arch)
+        if found is None or int(found[1]) < 80:
+            raise InvalidRequest("--arch", arch, "sm_80, sm_90, ...")
+        config = _config_of(model, parse_mapping("--engine-args", parse_json("--engine-args", engine_args)))
+        if out is not None:
+            # Read when the kernels' modules are imported, which are not before they are needed.
+            os.environ[_KERNEL_CACHE] = str(out.absolute())
+        compiler = importlib.import_module("octavo.runner.ahead_of_time")
+        num_kernels = 0
+        with count_bar("kernels", None) as show:
+
+            def told(name: str) -> None:
+                nonlocal num_kernels
+                num_kernels += 1
+                show(name)
+
+            compiler.compile_kernels(config, _shapes_of(config), int(found[1]), told)
+        print(f"{num_kernels} kernels for {arch}")
+
+
+def _config_of(model: str | None, engine_args: Mapping[str, object]) -> EngineConfig:
+    """Of a model, or of a model.json; `engine_args` come on top."""
+    if model is None or not model.endswith(".json"):
+        return EngineConfig.from_mapping({"model": model, **engine_args})
+    file = Path(model)
+    return EngineConfig.from_mapping({**read_json(file), **engine_args}, folder=file.parent)
+
+
+def _shapes_of(config: EngineConfig) -> Checkpoint:
+    """The checkpoint; of a folder only the config, as the weights may not be there yet."""
+    file = Path(config.model or "") / "config.json"
+    return (
+        Checkpoint(file.parent, read_json(file), {}, ())
+        if config.model and file.is_file()
+        else open_checkpoint(config.model)
+    )
 
 
 @contextmanager

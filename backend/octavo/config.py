@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.checkpoint import Checkpoint
+from octavo.devices import chosen_device
 from octavo.errors import InvalidRequest, ModelLoadError, shorten
 from octavo.hub_cache import Origin, locate
 from octavo.parsing import parse_bool, parse_float, parse_int, parse_mapping, parse_text
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
+QUANTIZATIONS = ("fp8", "gguf")
+KV_CACHE_DTYPES = ("auto", "fp8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,16 +31,18 @@ class EngineConfig:
     """All settings of one engine. None means "choose for me": `resolve` does.
 
     Sizes are in tokens (`max_...tokens`, `max_model_len`, `block_size`), bytes (`..._bytes`) or seconds (`..._s`).
-    With `async_scheduling` a step is scheduled while the one before it is computed. `max_waiting` bounds the queue: one
-    more request is refused as Overloaded. `executor` names the factory, "module:function", of what runs the steps.
-    `engine_python` is the interpreter that runs the engine process (default: OCTAVO_ENGINE_PYTHON, then this one). A
-    step that takes longer than `step_timeout_s` counts as hung, and the engine process is started anew, at most
-    `max_restarts` times in `restart_window_s`.
+    With `async_scheduling` a step is scheduled while the one before it is computed (None: on a GPU). `max_waiting`
+    bounds the queue: one more request is refused as Overloaded. `executor` names the factory, "module:function", of
+    what runs the steps. `engine_python` is the interpreter that runs the engine process (default: OCTAVO_ENGINE_PYTHON,
+    then this one). A step that takes longer than `step_timeout_s` counts as hung, and the engine process is started
+    anew, at most `max_restarts` times in `restart_window_s`.
     """
 
     model: str | None = None
     tokenizer: str | None = None
     dtype: str = "auto"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
     device: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
@@ -45,7 +50,7 @@ class EngineConfig:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     long_prefill_token_threshold: int | None = None
-    async_scheduling: bool = False
+    async_scheduling: bool | None = None
     enable_prefix_caching: bool = True
     kv_cache_memory_bytes: int | None = None
     num_gpu_blocks_override: int | None = None
@@ -110,7 +115,7 @@ def _check_others(mapping: Mapping[str, object]) -> None:
         if name in WITHOUT_MEANING:
             ignored.append(name)
         elif name in NOT_YET:
-            if not asks_for_nothing(name, value):
+            if not asks_for_nothing(value, NOT_YET[name]):
                 raise ModelLoadError(f"engine argument {name}: {shorten(value)} is not supported yet; leave it out")
         elif name not in _PARSERS and name not in _WHERE:
             near = get_close_matches(name, [*_PARSERS, *_WHERE, *NOT_YET, *WITHOUT_MEANING], n=1)
@@ -130,6 +135,25 @@ def _choice(allowed: tuple[str, ...]) -> Callable[[str, object], str]:
         return text
 
     return parse
+
+
+def _quantization(name: str, value: object) -> str | None:
+    """How weights are quantised while they are loaded; "gguf" for a file that says itself how it is."""
+    if asks_for_nothing(value):
+        return None
+    scheme = str(value).strip().lower()
+    if scheme not in QUANTIZATIONS:
+        raise InvalidRequest(name, value, "one of " + ", ".join(QUANTIZATIONS))
+    return scheme
+
+
+def _kv_cache_dtype(name: str, value: object) -> str:
+    """vLLM has two names for FP8 e4m3."""
+    asked = "auto" if asks_for_nothing(value) else str(value).strip().lower()
+    kind = "fp8" if asked == "fp8_e4m3" else asked
+    if kind not in KV_CACHE_DTYPES:
+        raise InvalidRequest(name, value, "one of " + ", ".join((*KV_CACHE_DTYPES, "fp8_e4m3")))
+    return kind
 
 
 def _device(name: str, value: object) -> str:
@@ -168,6 +192,8 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "model": parse_text,
     "tokenizer": parse_text,
     "dtype": _choice(DTYPES),
+    "quantization": _quantization,
+    "kv_cache_dtype": _kv_cache_dtype,
     "device": _device,
     "seed": parse_int,
     "max_model_len": _count(),
@@ -201,7 +227,8 @@ def resolve(config: EngineConfig, checkpoint: Checkpoint) -> EngineConfig:
 
     Raises ModelLoadError when a setting asks for more than the model has.
     """
-    on_gpu = config.device.startswith("cuda")
+    device = chosen_device(config.device)
+    on_gpu = device.startswith("cuda")
     context = checkpoint.max_position_embeddings
     max_model_len = config.max_model_len or context
     if max_model_len > context:
@@ -210,6 +237,7 @@ def resolve(config: EngineConfig, checkpoint: Checkpoint) -> EngineConfig:
     return replace(
         config,
         model=str(checkpoint.path),
+        device=device,
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs or (256 if on_gpu else 64),
         max_num_batched_tokens=num_batched,

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from octavo.checkpoint import Checkpoint, open_checkpoint
@@ -16,17 +16,16 @@ from octavo.core.block_pool import BlockPool
 from octavo.core.kv_cache_manager import KVCacheManager
 from octavo.core.scheduler import Limits, Scheduler
 from octavo.core.sequence import Sequence
-from octavo.core.step import Executor, ModelRunnerOutput, SchedulerOutput
+from octavo.core.step import Executor, LateExecutor, ModelRunnerOutput, SchedulerOutput
 from octavo.errors import InvalidRequest, ModelLoadError, PromptTooLong
 from octavo.faults import FaultyExecutor, read_fault
 from octavo.outputs import EngineOutput, FinishReason, PositionLogprobs
 from octavo.pipeline import Pipeline
 from octavo.request import EngineRequest
+from octavo.startup_clock import OnProgress, StartupClock
 from octavo.stats import EngineStats
 
 logger = logging.getLogger(__name__)
-
-OnProgress = Callable[[str, float], None]
 
 
 @dataclass(slots=True)
@@ -50,8 +49,14 @@ class Engine:
     Owns the live requests; the scheduler owns their sequences, the executor the device.
     """
 
-    def __init__(self, config: EngineConfig, executor: Executor, model_digest: str = "") -> None:
-        """`config` has been resolved."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        model_digest: str = "",
+        startup_s: Mapping[str, float] | None = None,
+    ) -> None:
+        """`config` has been resolved. startup_s: what the phases of start-up took, for the stats."""
         assert config.max_model_len and config.max_num_seqs and config.max_num_batched_tokens
         self.config = config
         self.executor = executor
@@ -60,10 +65,12 @@ class Engine:
         threshold = config.long_prefill_token_threshold or config.max_num_batched_tokens
         limits = Limits(config.max_num_batched_tokens, config.max_num_seqs, threshold)
         self.scheduler = Scheduler(limits, kv_cache_manager)
-        self._pipeline = Pipeline(executor, num_ahead=int(config.async_scheduling))
+        ahead = isinstance(executor, LateExecutor) if config.async_scheduling is None else config.async_scheduling
+        self._pipeline = Pipeline(executor, num_ahead=int(ahead))
         self._live: dict[str, LiveRequest] = {}
         self._outbox: list[EngineOutput] = []
         self._num_arrived = 0
+        self._startup_s = dict(startup_s or {})
         self._totals: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
 
@@ -80,6 +87,8 @@ class Engine:
         cls, config: EngineConfig, checkpoint: Checkpoint, on_progress: OnProgress | None = None
     ) -> Engine:
         """Like `from_config`, for a model that the caller has opened already."""
+        clock = StartupClock(on_progress)
+        clock("import", 0.0)
         config = resolve(config, checkpoint)
         # Before the weights: what cannot work fails at once.
         fault = read_fault(os.environ)
@@ -88,7 +97,7 @@ class Engine:
             create = getattr(importlib.import_module(module), factory)
         except (ImportError, AttributeError, ValueError) as error:
             raise ModelLoadError(f"executor: cannot load {config.executor!r} ({error})") from error
-        executor: Executor = create(config, checkpoint, on_progress or (lambda phase, fraction: None))
+        executor: Executor = create(config, checkpoint, clock)
         if fault is not None:
             logger.warning("%s: this engine will break on purpose", fault)
             executor = FaultyExecutor(executor, fault)
@@ -97,7 +106,10 @@ class Engine:
         if capacity < config.max_model_len:
             logger.warning("max_model_len is cut from %d to the KV cache's %d tokens", config.max_model_len, capacity)
             config = replace(config, max_model_len=capacity)
-        return cls(config, executor, checkpoint.digest)
+        startup_s = clock.finish()
+        phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in startup_s.items())
+        logger.info("ready after %.1f s: %s", sum(startup_s.values()), phases)
+        return cls(config, executor, checkpoint.digest, startup_s)
 
     @property
     def num_blocks(self) -> int:
@@ -156,6 +168,13 @@ class Engine:
         outputs, self._outbox = self._outbox, []
         return outputs
 
+    def make_ready(self) -> bool:
+        """With no work: does a piece of what start-up put off, so that later steps are faster. False: nothing is left.
+
+        Raises EngineError when the device is lost.
+        """
+        return isinstance(self.executor, LateExecutor) and not self._pipeline and self.executor.make_ready()
+
     def discard_outputs(self) -> None:
         """Forgets what the next step would have said, for a caller that has aborted everything and left."""
         self._outbox.clear()
@@ -181,6 +200,7 @@ class Engine:
             steps_total=self._totals["steps"],
             fallbacks_total=self.executor.num_fallbacks,
             finished_total=dict(self._finished),
+            startup_s=self._startup_s,
         )
 
     def shutdown(self) -> None:

@@ -67,8 +67,9 @@ class EngineServer:
                 self._connection.send(Beat())
 
     def _drain_inbox(self) -> None:
-        """Handles what has come; with nothing to compute it waits for something, up to the next beat."""
-        if self._connection.wait(0 if self._engine.has_work else self._beat_s):
+        """Handles what has come; with nothing to compute or to make ready it waits for it, up to the next beat."""
+        is_busy = self._engine.has_work or self._engine.make_ready()
+        if self._connection.wait(0 if is_busy else self._beat_s):
             for message in self._connection.read():
                 self._handle(message)
 
@@ -131,7 +132,7 @@ def serve(connection: Connection[ToEngine]) -> int:
     gc.collect()
     gc.freeze()
     # Last of all: who hears it may send the first request at once.
-    connection.send(Ready(engine.num_blocks, engine.config))
+    connection.send(Ready(engine.stats(), engine.config))
     EngineServer(engine, connection).run()
     engine.shutdown()
     return 0

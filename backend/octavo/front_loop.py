@@ -165,10 +165,10 @@ class FrontLoop:
                 self._on_hello(version)
             case Progress(phase, fraction):
                 self._log_progress(phase, fraction)
-            case Ready(num_blocks, config):
-                logger.info("the engine is ready: %d KV blocks of %d tokens", num_blocks, config.block_size)
+            case Ready(stats, config):
+                logger.info("the engine is ready: %d KV blocks of %d tokens", stats.num_blocks, config.block_size)
                 self._was_ready = True
-                self._table.set_ready(config, num_blocks)
+                self._table.set_ready(config, stats)
                 for live in self._table.all():
                     self._send(live)
             case LoadFailed(text):

@@ -94,13 +94,12 @@ class LiveTable:
             self._stats.observe(seen)
             self._stats.count_ends(ends, time.monotonic())
 
-    def set_ready(self, config: EngineConfig, num_blocks: int) -> None:
-        """The engine process is loaded, has resolved the settings, and has `num_blocks`, the null block included."""
-        usable = num_blocks - 1
+    def set_ready(self, config: EngineConfig, stats: EngineStats) -> None:
+        """The engine process is loaded and has resolved the settings; `stats` are those before its first step."""
         with self._changed:
             self.config = config
             # Until the first step says more: whoever routes by free blocks must not take an idle engine for a full one.
-            self._stats.update(EngineStats(num_blocks=usable, num_free_blocks=usable, block_size=config.block_size))
+            self._stats.update(stats)
             self.state = State.READY
             self._changed.notify_all()
 

@@ -40,6 +40,11 @@ class LLM:
         checkpoint = open_checkpoint(config.model)
         with load_bar() as on_progress:
             self.engine = Engine.from_checkpoint(config, checkpoint, on_progress)
+            # A server does the rest when it is idle, which a batch never is.
+            on_progress("making ready", 0.0)
+            while self.engine.make_ready():
+                pass
+            on_progress("making ready", 1.0)
         self.tokenizer = open_tokenizer(checkpoint, config.tokenizer)
         self._admission = Admission(checkpoint, self.tokenizer, self.engine.config)
         self._recorder = Recorder(self.engine.config.max_model_len or 1)

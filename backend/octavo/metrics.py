@@ -96,6 +96,14 @@ _SUCCESSES: dict[str, Read] = {
     "abort": _ended(FinishReason.CANCELLED, FinishReason.DEADLINE),
 }
 _ENDS: dict[str, Read] = {reason.value: _ended(reason) for reason in FinishReason}
+# What executors call the phases of start-up.
+_STARTUP_PHASES = ("import", "loading weights", "memory plan", "KV cache", "warm up", "graphs")
+
+
+def _startup(phase: str) -> Read:
+    return lambda stats: stats.startup_s.get(phase, 0.0)
+
+
 _KV_USAGE = "Fraction of the KV cache's blocks in use, from 0 to 1"
 
 METRICS: tuple[Metric | HistogramMetric, ...] = (
@@ -133,6 +141,13 @@ METRICS: tuple[Metric | HistogramMetric, ...] = (
         "Sequences that ended, by every reason there is",
         _ENDS,
         "finished_reason",
+    ),
+    Metric(
+        MetricKind.GAUGE,
+        "octavo:startup_seconds",
+        "What each phase took when the engine was started last",
+        {phase: _startup(phase) for phase in _STARTUP_PHASES},
+        "phase",
     ),
     _counter("octavo:steps_total", "Steps computed", lambda s: s.steps_total),
     _counter("octavo:fallbacks_total", "Times a slower way than intended was taken", lambda s: s.fallbacks_total),

@@ -8,21 +8,23 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from octavo.core.step import Executor, ModelRunnerOutput, SchedulerOutput
+from octavo.core.step import Executor, LateExecutor, ModelRunnerOutput, SchedulerOutput, StepResult
 
 
 class Pipeline:
-    """Owns the steps that were submitted and not collected, oldest first, and the thread that computes them.
+    """Owns the steps that were submitted and not collected, oldest first.
 
-    With `num_ahead` 0 there is no thread: a step is computed where it is submitted.
+    A LateExecutor begins each where it is submitted. For any other there is a thread that computes them, or with
+    `num_ahead` 0 none: a step is computed where it is submitted.
     """
 
     def __init__(self, executor: Executor, num_ahead: int) -> None:
         """`num_ahead` is how many steps may be submitted before the oldest must be collected."""
         self.num_ahead = num_ahead
         self._executor = executor
-        self._steps: deque[tuple[SchedulerOutput, Future[ModelRunnerOutput]]] = deque()
-        self._thread = ThreadPoolExecutor(1, "octavo-steps") if num_ahead else None
+        self._steps: deque[tuple[SchedulerOutput, StepResult]] = deque()
+        needs_thread = num_ahead > 0 and not isinstance(executor, LateExecutor)
+        self._thread = ThreadPoolExecutor(1, "octavo-steps") if needs_thread else None
 
     def __len__(self) -> int:
         """How many steps are in it."""
@@ -35,17 +37,21 @@ class Pipeline:
 
     def submit(self, step: SchedulerOutput) -> None:
         """Lets a step be computed after those before it."""
+        self._steps.append((step, self._begin(step)))
+
+    def _begin(self, step: SchedulerOutput) -> StepResult:
         if self._thread is not None:
-            self._steps.append((step, self._thread.submit(self._executor.execute, step)))
-            return
+            return self._thread.submit(self._executor.execute, step)
+        if isinstance(self._executor, LateExecutor):
+            return self._executor.launch(step)
         done: Future[ModelRunnerOutput] = Future()
         done.set_result(self._executor.execute(step))
-        self._steps.append((step, done))
+        return done
 
     def collect(self) -> tuple[SchedulerOutput, ModelRunnerOutput]:
         """The oldest step, when it has been computed. Raises what the executor raised; the device is lost then."""
-        step, future = self._steps[0]
-        output = future.result()
+        step, result = self._steps[0]
+        output = result.result()
         self._steps.popleft()
         return step, output
 

@@ -21,8 +21,11 @@ def load_bar(show: bool = True) -> Iterator[OnProgress]:
 
 
 @contextmanager
-def count_bar(what: str, total: int, show: bool = True) -> Iterator[Callable[[str], None]]:
-    """A bar of `total` things; each call says that one more is done, with a note to show beside the bar."""
+def count_bar(what: str, total: int | None, show: bool = True) -> Iterator[Callable[[str], None]]:
+    """A bar of `total` things; each call says that one more is done, with a note to show beside the bar.
+
+    None: nobody knows how many there will be.
+    """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with _bar(show, *columns, TextColumn("{task.fields[note]}")) as bar:
         task = bar.add_task(what, total=total, note="")

@@ -80,8 +80,9 @@ class EngineStats:
     """One reading of the engine. Counters (`..._total`) grow for the engine's life; the others are as of now.
 
     `kv_cache_usage` and `kv_cache_waste` are fractions from 0 to 1: blocks in use of all blocks, and slots that are
-    allocated but hold no token of all allocated slots. `histograms` are made where requests arrive and their tokens
-    are handed on: a reading of the bare engine, which crosses the process boundary with every step, has none.
+    allocated but hold no token of all allocated slots. `startup_s` is what each phase of start-up took, in seconds.
+    `histograms` are made where requests arrive and their tokens are handed on: a reading of the bare engine, which
+    crosses the process boundary with every step, has none.
     """
 
     num_requests_running: int = 0
@@ -99,6 +100,7 @@ class EngineStats:
     fallbacks_total: int = 0
     engine_restarts_total: int = 0
     finished_total: dict[str, int] = field(default_factory=dict)
+    startup_s: dict[str, float] = field(default_factory=dict)
     histograms: Histograms | None = None
 
     @property

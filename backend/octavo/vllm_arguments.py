@@ -77,7 +77,6 @@ NOT_YET: Mapping[str, tuple[object, ...]] = {
     "hf_config_path": (),
     "hf_overrides": (),
     "io_processor_plugin": (),
-    "kv_cache_dtype": ("auto",),
     "kv_events_config": (),
     "kv_transfer_config": (),
     "logits_processors": (),
@@ -88,8 +87,6 @@ NOT_YET: Mapping[str, tuple[object, ...]] = {
     "pipeline_parallel_size": (1,),
     "prefill_context_parallel_size": (1,),
     "qlora_adapter_name_or_path": (),
-    # A GGUF file says itself how it is quantised.
-    "quantization": ("gguf",),
     "rope_scaling": (),
     "rope_theta": (),
     "runner": ("auto", "generate"),
@@ -100,9 +97,9 @@ NOT_YET: Mapping[str, tuple[object, ...]] = {
 }
 
 
-def asks_for_nothing(name: str, value: object) -> bool:
-    """Whether `name`, a key of NOT_YET, has a value with which vLLM would do what is done here anyway."""
+def asks_for_nothing(value: object, allowed: tuple[object, ...] = ()) -> bool:
+    """Whether an argument has a value with which vLLM would do what is done here anyway: one of `allowed`, or none."""
     # Numbers and booleans may be strings in a model.json.
     text = str(value).strip().lower()
-    neutral = {"none", "false", "", "{}", "[]"} | {str(allowed) for allowed in NOT_YET[name]}
+    neutral = {"none", "false", "", "{}", "[]"} | {str(value) for value in allowed}
     return text in neutral

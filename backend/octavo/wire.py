@@ -63,9 +63,9 @@ class Progress(msgspec.Struct, tag=True, frozen=True):
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
-    """Loaded. `config` has been resolved on the machine's own terms."""
+    """Loaded. `config` has been resolved on the machine's own terms; `stats` are those before the first step."""
 
-    num_blocks: int
+    stats: EngineStats
     config: EngineConfig
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
+from gpu_targets import at_least
 from gpu_timing import Bench, Call, Row, Timing, launching_only
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -129,6 +130,7 @@ def decode(bench: Bench, pool: Pool, lengths: list[int], scratch: DecodeScratch)
         "flops": 4 * HEADS * HEAD_DIM * sum(lengths),
         "TB/s": bandwidth / 1e12,
         "of_copy": bandwidth / bench.copy_bytes_per_s,
+        **(at_least(bandwidth / bench.copy_bytes_per_s, 0.85) if len(lengths) >= 32 else {}),
         "combine_share": 1 - attend.us / timing.us,
         "plan_us": plan.us,
         "plan_share": plan.us / (plan.us + LAYERS * timing.us),

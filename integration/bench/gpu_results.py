@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gpu_timing import Row
 
+_JUDGED, _NOT_MET = ("met", "idle_met"), ("missed", "first met")
 # Columns that only the JSON has.
 _HIDDEN = {"low_us", "high_us", "repetitions", "bytes", "flops", "atol", "rtol"}
 
@@ -31,12 +32,13 @@ class Results:
 
     @classmethod
     def at(cls, folder: Path | None, head: Row) -> Results:
-        """In a file named after the hardware and the day."""
+        """In a file named after the hardware, the day and, unless it is a full run, the mode."""
         if folder is None:
             return cls(None, head)
         day = datetime.now(UTC).date().isoformat()
         name = re.sub(r"[^a-z0-9]+", "-", str(head["hardware"]["gpu"] or "no gpu").lower())
-        file = folder / f"gpu-{name}-{day}.json"
+        mode = "" if head["mode"] == "full" else f"-{head['mode']}"
+        file = folder / f"gpu-{name}-{day}{mode}.json"
         folder.mkdir(parents=True, exist_ok=True)
         return cls(file, {"date": day} | head, _stages_of(file, head))
 
@@ -60,9 +62,16 @@ class Results:
         unfinished.write_text(text + "\n", encoding="utf-8")
         unfinished.replace(self.file)
 
+    def rows_of(self, name: str) -> list[Row]:
+        """Of a stage; none where it was not run."""
+        found: list[Row] = self.stages[name]["rows"] if name in self.stages else []
+        return found
+
     @property
-    def rows(self) -> list[Row]:
-        return [row for stage in self.stages.values() for row in stage["rows"]]
+    def missed(self) -> list[str]:
+        """Targets that were not met, in words: the figures that lead to them are in the row."""
+        rows = [(name, row) for name, stage in self.stages.items() for row in stage["rows"]]
+        return [f"stage {name}: {row}" for name, row in rows if any(row.get(key) in _NOT_MET for key in _JUDGED)]
 
     @property
     def failures(self) -> list[str]:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from octavo.kernels.embedding import embedding_gpu, embedding_reference
 from octavo.kernels.kv_layout import read_blocks
-from octavo.kernels.rms_norm import quantise_rows, rms_norm_fp8_gpu, rms_norm_gpu, rms_norm_reference
+from octavo.kernels.quantise_rows import quantise_rows_reference
+from octavo.kernels.rms_norm import rms_norm_fp8_gpu, rms_norm_gpu, rms_norm_reference
 from octavo.kernels.rope_kv_write import HeadNorm, WriteForm, rope_kv_write_fp8, rope_kv_write_reference
 from octavo.kernels.rope_kv_write_gpu import rope_kv_write_gpu
 from octavo.kernels.sampling import Sampled, SamplingScratch, sample
@@ -93,7 +94,7 @@ def check_added_norm(bench: Bench, size: tuple[int, int], dtype: torch.dtype) ->
 def check_fp8_norm(bench: Bench, size: tuple[int, int], dtype: torch.dtype, is_dynamic: bool) -> Row:
     x, weight = random(*size, dtype=dtype), random(size[1], dtype=dtype, seed=1)
     scale = None if is_dynamic else torch.tensor([0.02])
-    wanted, wanted_scale = quantise_rows(rms_norm_reference(x, weight, 1e-5), scale)
+    wanted, wanted_scale = quantise_rows_reference(rms_norm_reference(x, weight, 1e-5), scale)
     on_device = None if scale is None else scale.to(bench.device)
     got, got_scale = rms_norm_fp8_gpu(x.to(bench.device), None, weight.to(bench.device), 1e-5, on_device)
     scales = close(got_scale, wanted_scale, atol=0.0, rtol=1e-2)

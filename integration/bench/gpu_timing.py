@@ -49,12 +49,14 @@ class Bench:
     """What a stage works with. mode: "full", "quick" or "dry" (CPU tensors, tiny sizes, no timings).
 
     copy_bytes_per_s (read and written), flops_per_s: what this GPU reached itself; NaN before it was measured.
+    rows_of(stage): what another stage of the same run found.
     """
 
     device: torch.device
     mode: str
     copy_bytes_per_s: float = math.nan
     flops_per_s: float = math.nan
+    rows_of: Callable[[str], Sequence[Row]] = lambda stage: ()
     _flushed: list[Tensor] = field(default_factory=list)
 
     @property

@@ -45,9 +45,9 @@ def test_what_is_taken_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tensor_parallel_size", 2), ("quantization", "awq"), ("kv_cache_dtype", "fp8"), ("enable_lora", True),
-        ("enable_lora", "True"), ("speculative_config", {"method": "ngram"}), ("task", "embed"),
-        ("rope_scaling", {"factor": 2}), ("hf_overrides", {"a": 1}), ("data_parallel_size", "2"),
+        ("tensor_parallel_size", 2), ("enable_lora", True), ("enable_lora", "True"), ("task", "embed"),
+        ("speculative_config", {"method": "ngram"}), ("rope_scaling", {"factor": 2}), ("hf_overrides", {"a": 1}),
+        ("data_parallel_size", "2"),
     ],
 )  # fmt: skip
 def test_a_feature_that_is_not_there_yet_is_named(name: str, value: object) -> None:
@@ -76,11 +76,28 @@ def test_an_unknown_argument_is_named_with_what_was_meant(name: str, said: str) 
     [
         ("dtype", "half", "float16"), ("dtype", "torch.bfloat16", "bfloat16"), ("dtype", "fp32", "float32"),
         ("dtype", "float", "float32"), ("device", "cuda", "cuda"), ("device", "cuda:1", "cuda:1"),
-        ("device", "cuda:01", "cuda:1"), ("device", "cpu", "cpu"),
+        ("device", "cuda:01", "cuda:1"), ("device", "cpu", "cpu"), ("kv_cache_dtype", "fp8", "fp8"),
+        ("kv_cache_dtype", "fp8_e4m3", "fp8"), ("kv_cache_dtype", "AUTO", "auto"), ("kv_cache_dtype", "", "auto"),
+        ("quantization", "fp8", "fp8"), ("quantization", "GGUF", "gguf"), ("quantization", "None", None),
+        ("quantization", "", None),
     ],
 )  # fmt: skip
-def test_spellings(name: str, value: str, read: str) -> None:
+def test_spellings(name: str, value: str, read: str | None) -> None:
     assert getattr(EngineConfig.from_mapping({name: value}), name) == read
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("quantization", "awq", "fp8, gguf"),
+        ("quantization", "fp8_e4m3", "fp8, gguf"),
+        ("kv_cache_dtype", "fp8_e5m2", "auto, fp8, fp8_e4m3"),
+        ("kv_cache_dtype", "bfloat16", "auto, fp8, fp8_e4m3"),
+    ],
+)
+def test_a_kind_of_quantisation_that_nobody_knows_is_refused_by_name(name: str, value: str, allowed: str) -> None:
+    with pytest.raises(ModelLoadError, match=f"engine argument {name}: '{value}' .* one of {allowed}$"):
+        EngineConfig.from_mapping({name: value})
 
 
 @pytest.mark.parametrize("value", ["tpu", "cuda:", "cuda:x", "cuda:-1", "cuda:²", "cpu:0", "auto:0", ""])

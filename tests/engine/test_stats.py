@@ -22,6 +22,7 @@ from octavo.recorder import GrowingHistogram, Recorder
 from octavo.request import EngineRequest
 from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
+from octavo.startup_clock import StartupClock
 from octavo.stats import Histograms, Observations
 from octavo.testing import FakeModelRunner, make_fake_model
 from octavo.text.tokenizer import Tokenizer, open_tokenizer
@@ -262,8 +263,23 @@ def test_a_request_that_is_cancelled_before_its_first_token_leaves_the_times_alo
     assert histograms.time_per_output_token_s.count == histograms.num_generation_tokens.sum - 1
 
 
+def test_phases_of_start_up_last_until_the_next_one() -> None:
+    now, told = 100.0, []
+    clock = StartupClock(lambda phase, fraction: told.append((phase, fraction)), now=lambda: now)
+    for phase, fraction, after_s in (("a", 0.0, 1.0), ("a", 1.0, 2.0), ("b", 0.5, 4.0), ("a", 0.0, 8.0)):
+        clock(phase, fraction)
+        now += after_s
+    assert clock.finish() == {"a": 11.0, "b": 4.0}
+    now += 100
+    assert clock.finish() == {"a": 11.0, "b": 4.0}
+    assert told == [("a", 0.0), ("a", 1.0), ("b", 0.5), ("a", 0.0)]
+    assert StartupClock(None).finish() == {}
+
+
 @pytest.mark.slow
-def test_an_engine_that_has_had_no_request_knows_its_kv_cache(start_engine: Callable[..., Any]) -> None:
+def test_an_engine_that_has_had_no_request_knows_its_kv_cache_and_its_start(start_engine: Callable[..., Any]) -> None:
     stats = start_engine(num_gpu_blocks_override=100).stats()
+    assert list(stats.startup_s) == ["import", "loading weights"]
+    assert 0 < sum(stats.startup_s.values()) < 60
     assert (stats.num_blocks, stats.num_free_blocks, stats.block_size) == (99, 99, 16)
     assert stats.kv_cache_usage == 0

@@ -99,6 +99,7 @@ STATS = st.builds(
     num_requests_running=INT64,
     kv_cache_waste=FLOATS,
     finished_total=st.dictionaries(st.sampled_from([str(r) for r in FinishReason]), INT64),
+    startup_s=st.dictionaries(TEXTS, FLOATS),
 )
 CONFIGS = st.builds(EngineConfig, model=st.none() | st.just("m"), seed=INT64, max_waiting=st.integers(0, 9))
 TO_ENGINE = st.one_of(
@@ -110,7 +111,7 @@ TO_ENGINE = st.one_of(
 FROM_ENGINE = st.one_of(
     st.builds(Hello, TEXTS),
     st.builds(Progress, TEXTS, FLOATS),
-    st.builds(Ready, INT64, CONFIGS),
+    st.builds(Ready, STATS, CONFIGS),
     st.builds(LoadFailed, TEXTS),
     st.builds(Step, st.lists(OUTPUTS, max_size=3), st.none() | STATS),
     st.just(Beat()),

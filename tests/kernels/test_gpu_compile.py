@@ -14,13 +14,15 @@ pytest.importorskip("triton")
 
 from kernels.triton_support import SHARED_MEMORY_LIMIT, compiled_kernels
 
-from octavo.kernels import paged_prefill as prefill_module
+from octavo.kernels import language
 from octavo.kernels.attention_spec import AttentionSpec
 from octavo.kernels.decode_plan import DecodeCapacity, plan_decode
 from octavo.kernels.paged_decode import ATTEND_PROGRAMS, COMBINE_PROGRAMS, paged_decode
 from octavo.kernels.paged_prefill import PrefillRows, paged_prefill
+from octavo.kernels.quantise_rows import quantise_rows_gpu
 from octavo.kernels.sampling import SamplingScratch, sample
 from octavo.kernels.sampling_tables import SamplingTables
+from octavo.kernels.silu_and_mul import silu_and_mul_fp8_gpu
 
 FP8 = torch.float8_e4m3fn
 META = torch.device("meta")
@@ -84,7 +86,7 @@ def prefill(head_dim, dtype=torch.bfloat16, kv_dtype=None, is_hopper=True, **set
     shapes = empty(9, 2048, dtype=torch.int32)
     rows = PrefillRows(shapes[:, 0], shapes[1:, 0], shapes[1:])
     kv_cache = empty(1000, 2, 8, 16, head_dim, dtype=kv_dtype or dtype)
-    with patch.object(prefill_module, "_is_hopper", lambda device: is_hopper):
+    with patch.object(language, "shapes_capability", 90 if is_hopper else 80):
         paged_prefill(empty(4096, 32, head_dim, dtype=dtype), kv_cache, rows, AttentionSpec(0.1, **settings))
 
 
@@ -98,6 +100,11 @@ def sampler(dtype):
     scratch = SamplingScratch.allocate(num_rows, vocab_size, META)
     positions = empty(num_rows, dtype=torch.int64)
     sample(empty(num_rows, vocab_size, dtype=dtype), tables, scratch, positions, empty(num_rows, dtype=torch.int32))
+
+
+def fp8_rows(name, programs):
+    """A row of 14,336 numbers: loaded at once, by half the threads of a multiprocessor or more."""
+    return {name: Limits(64, loads=4, programs=programs)}
 
 
 # Programs: enough on a multiprocessor at once, each with 16 KiB of loads on their way, to hide memory's latency.
@@ -143,6 +150,13 @@ GATE = [
     Launch("prefill 256 elsewhere", lambda: prefill(256, is_hopper=False), (80,), prefill_limits(32)),
     Launch("sampler fp32", lambda: sampler(torch.float32), ALL, SAMPLER),
     Launch("sampler bf16", lambda: sampler(torch.bfloat16), limits=SAMPLER),
+    Launch("fp8 rows", lambda: quantise_rows_gpu(empty(64, 14336)), (90, 100), fp8_rows("_quantise_rows_kernel", 2)),
+    Launch(
+        "fp8 silu",
+        lambda: silu_and_mul_fp8_gpu(empty(64, 28672)),
+        (90, 100),
+        fp8_rows("_silu_and_mul_fp8_kernel", 2),
+    ),
 ]
 
 CASES = [pytest.param(launch, sm, id=f"{launch.name} sm_{sm}") for launch in GATE for sm in launch.sms]

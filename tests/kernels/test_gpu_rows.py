@@ -12,10 +12,11 @@ from kernels.triton_support import compiled_kernels, interpreted
 from octavo.kernels.embedding import embedding_gpu, embedding_reference
 from octavo.kernels.kv_layout import read_blocks
 from octavo.kernels.paged_attention import AttentionMetadata
-from octavo.kernels.rms_norm import FP8, quantise_rows, rms_norm_fp8_gpu, rms_norm_gpu, rms_norm_reference
+from octavo.kernels.quantise_rows import FP8, quantise_rows_gpu, quantise_rows_reference
+from octavo.kernels.rms_norm import rms_norm_fp8_gpu, rms_norm_gpu, rms_norm_reference
 from octavo.kernels.rope_kv_write import HeadNorm, WriteForm, rope_kv_write_fp8, rope_kv_write_reference
 from octavo.kernels.rope_kv_write_gpu import rope_kv_write_gpu
-from octavo.kernels.silu_and_mul import silu_and_mul_gpu, silu_and_mul_reference
+from octavo.kernels.silu_and_mul import silu_and_mul_fp8_gpu, silu_and_mul_gpu, silu_and_mul_reference
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 SIZES = [(1, 1), (1, 576), (3, 15), (5, 17), (17, 1000), (2, 4096)]
@@ -70,7 +71,7 @@ def test_a_quantised_norm_is_the_norm_in_fp8(size, is_dynamic):
     x, residual, weight = (random(*shape, dtype=dtype, seed=i) for i, shape in enumerate((size, size, size[1:])))
     total = residual + x
     scale = None if is_dynamic else torch.tensor([0.02])
-    wanted, wanted_scale = quantise_rows(rms_norm_reference(total, weight, 1e-5), scale)
+    wanted, wanted_scale = quantise_rows_reference(rms_norm_reference(total, weight, 1e-5), scale)
     got, got_scale = run(rms_norm_fp8_gpu, x, residual, weight, 1e-5, scale)
     assert torch.equal(residual, total)
     assert got.dtype == wanted.dtype == FP8
@@ -228,6 +229,9 @@ LAUNCHES = {
         meta(64, 4096), meta(64, 4096), meta(4096), 1e-5, meta(1, dtype=torch.float32)
     ),
     "silu": lambda: silu_and_mul_gpu(meta(64, 28672)),
+    "fp8 silu": lambda: silu_and_mul_fp8_gpu(meta(64, 28672)),
+    "fp8 rows": lambda: quantise_rows_gpu(meta(64, 4096)),
+    "wide fp8 rows": lambda: quantise_rows_gpu(meta(64, 14336)),
     "embedding": lambda: embedding_gpu(meta(1000, 4096), meta(64, dtype=torch.int64), meta(8, dtype=torch.int64)),
     "rope": rope_of_llama,
     "rope 80": lambda: rope_of_llama(head_dim=80),
@@ -242,5 +246,6 @@ def test_rows_are_moved_16_bytes_at_a_time_with_half_the_threads_of_a_multiproce
     assert kernel.spills == kernel.stack == 0
     assert kernel.programs_per_sm(90) * kernel.num_warps >= 32
     stores = set(re.findall(r"\bSTG\.E[.\w]*", kernel.sass))
-    # 8 numbers of FP8 are 8 bytes.
-    assert stores == ({"STG.E.128", "STG.E.64"} if name == "rope fp8" else {"STG.E.128"})
+    # 8 numbers of FP8 are 8 bytes; a row's scale is 4.
+    narrower = {"rope fp8": {"STG.E.64"}, "fp8 silu": {"STG.E"}, "fp8 rows": {"STG.E"}, "wide fp8 rows": {"STG.E"}}
+    assert stores == {"STG.E.128"} | narrower.get(name, set())

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from octavo.kernels import native
+from octavo.kernels.cache_folder import cache_folder
 from octavo.kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -19,8 +20,10 @@ _LOAD = "from octavo.kernels import native; print(native.library() is not None)"
 def fresh_native(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native.library.cache_clear()
+    cache_folder.cache_clear()
     yield native
     native.library.cache_clear()
+    cache_folder.cache_clear()
 
 
 @needs_compiler

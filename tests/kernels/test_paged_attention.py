@@ -1,7 +1,9 @@
 import pytest
 import torch
 from kernels.paged import paged_batch, random_sequence
+from kernels.plain_paged import dense_attention
 
+from octavo.kernels.attention_spec import AttentionSpec
 from octavo.kernels.paged_attention import paged_attention, paged_attention_reference
 
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 2e-5}
@@ -9,9 +11,9 @@ DTYPES = [torch.bfloat16, torch.float32]
 
 
 def check(batch, head_dim, window=None):
-    scale = head_dim**-0.5
-    got = paged_attention(batch.query, batch.kv_cache, batch.metadata, scale, window)
-    wanted = paged_attention_reference(batch.query, batch.kv_cache, batch.metadata, scale, window)
+    spec = AttentionSpec(head_dim**-0.5, window)
+    got = paged_attention(batch.query, batch.kv_cache, batch.metadata, spec)
+    wanted = paged_attention_reference(batch.query, batch.kv_cache, batch.metadata, spec)
     assert torch.isfinite(wanted).all()
     torch.testing.assert_close(got, wanted, rtol=0, atol=TOLERANCE[batch.query.dtype])
 
@@ -54,10 +56,26 @@ def test_equals_reference_on_long_sequences(dtype):
     check(paged_batch(sequences, [1, 70], 16), 64)
 
 
+@pytest.mark.parametrize("window", [None, 17])
+@pytest.mark.parametrize("settings", [{"soft_cap": 0.7}, {"k_scale": 0.02, "v_scale": 3.0}])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_soft_cap_and_an_fp8_cache_are_what_dense_attention_makes_of_them(dtype, settings, window):
+    spec = AttentionSpec(0.25, window, **settings)
+    cache_dtype = torch.float8_e4m3fn if "k_scale" in settings else dtype
+    # Scores of an FP8 cache are about as large as those of a plain one.
+    query, keys, values = random_sequence(70, (4, 2), 16, dtype, seed=0)
+    stored = [(part / scale).to(cache_dtype) for part, scale in ((keys, spec.k_scale), (values, spec.v_scale))]
+    batch = paged_batch([(query, *stored)], [20], 16)
+    got = paged_attention(batch.query, batch.kv_cache, batch.metadata, spec)
+    assert got.dtype == dtype
+    wanted = dense_attention((query, *(part.to(dtype) for part in stored)), 20, spec)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=TOLERANCE[dtype])
+
+
 def test_equals_torch_attention():
     query, keys, values = random_sequence(100, (4, 2), 32, torch.float32, seed=0)
     batch = paged_batch([(query, keys, values)], [100], 16)
-    got = paged_attention(batch.query, batch.kv_cache, batch.metadata, 0.3)
+    got = paged_attention(batch.query, batch.kv_cache, batch.metadata, AttentionSpec(0.3))
     parts = (part.transpose(0, 1) for part in (query, keys, values))
     wanted = torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=True, scale=0.3, enable_gqa=True)
     torch.testing.assert_close(got, wanted.transpose(0, 1), rtol=0, atol=1e-5)
@@ -74,7 +92,7 @@ def test_a_broken_key_makes_its_own_sequence_not_finite_and_no_other(dtype):
     broken, whole = (random_sequence(20, (2, 1), 16, dtype, seed=i) for i in range(2))
     broken[1][3, 0, 5] = float("nan")
     batch = paged_batch([broken, whole], [1, 1], 16)
-    got = paged_attention(batch.query, batch.kv_cache, batch.metadata, 0.25)
+    got = paged_attention(batch.query, batch.kv_cache, batch.metadata, AttentionSpec(0.25))
     assert got[0].isnan().all()
     assert got[1].isfinite().all()
 
@@ -84,10 +102,10 @@ def test_a_broken_key_makes_its_own_sequence_not_finite_and_no_other(dtype):
 def test_a_row_is_bitwise_the_same_in_every_batch_chunk_and_place(dtype, window):
     heads, head_dim, length = (6, 2), 24, 150
     sequence = random_sequence(length, heads, head_dim, dtype, seed=0)
-    scale = head_dim**-0.5
+    spec = AttentionSpec(head_dim**-0.5, window)
 
     def run(batch):
-        return paged_attention(batch.query, batch.kv_cache, batch.metadata, scale, window)
+        return paged_attention(batch.query, batch.kv_cache, batch.metadata, spec)
 
     alone = torch.cat(
         [
@@ -105,9 +123,9 @@ def test_a_row_is_bitwise_the_same_in_every_batch_chunk_and_place(dtype, window)
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_threads_do_not_change_a_bit(num_threads):
     batch = ragged(torch.bfloat16, 16)
-    wanted = paged_attention(batch.query, batch.kv_cache, batch.metadata, 0.25)
+    wanted = paged_attention(batch.query, batch.kv_cache, batch.metadata, AttentionSpec(0.25))
     torch.set_num_threads(num_threads)
-    assert torch.equal(paged_attention(batch.query, batch.kv_cache, batch.metadata, 0.25), wanted)
+    assert torch.equal(paged_attention(batch.query, batch.kv_cache, batch.metadata, AttentionSpec(0.25)), wanted)
 
 
 def test_a_row_without_queries_is_skipped():

@@ -1,9 +1,11 @@
+from unittest.mock import patch
+
 import pytest
 import torch
 from kernels.paged import metadata_of, random_sequence
 
-from octavo.kernels.kv_layout import read_blocks, write_slots
-from octavo.kernels.linear import linear, pack_weight
+from octavo.kernels.kv_layout import key_slots, read_blocks, write_slots
+from octavo.kernels.linear import linear, linear_wide, pack_weight
 from octavo.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_reference
 from octavo.kernels.rope_kv_write import HeadNorm, rope_kv_write, rope_kv_write_reference
 from octavo.kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
@@ -124,3 +126,25 @@ def test_linear_treats_every_row_alone(dtype, sizes, num_threads):
     alone = torch.cat([linear(x[i : i + 1], packed, bias) for i in range(130)])
     for count in (2, 3, 7, 8, 9, 16, 31, 64, 130):
         assert torch.equal(linear(x[130 - count :].contiguous(), packed, bias), alone[130 - count :])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_torch_has_a_product_with_fp32_sums_for_a_gpus_logits(dtype):
+    x, weight = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((3, 16), (50, 16)))
+    product = linear_wide(x, weight)
+    assert (product.shape, product.dtype) == ((3, 50), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_on_a_gpu_weights_and_caches_stay_in_plain_order(dtype):
+    weight, cache = random(64, 32, dtype=dtype), random(3, 2, 2, 16, 8, dtype=dtype)
+    x, bias = random(5, 32, dtype=dtype, seed=1), random(64, dtype=dtype, seed=2)
+    with patch("octavo.kernels.language.on_gpu", lambda tensor: True):
+        packed = pack_weight(weight)
+        assert torch.equal(packed.data, weight)
+        for has_bias in (None, bias):
+            wanted = torch.nn.functional.linear(x, weight, has_bias)
+            assert torch.equal(linear(x, packed, has_bias), wanted)
+            assert torch.equal(linear(x, packed, has_bias, torch.float32), wanted.float())
+        assert torch.equal(key_slots(cache).flatten(3), cache[:, 0])
+    assert not torch.equal(key_slots(cache).flatten(3), cache[:, 0])

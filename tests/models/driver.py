@@ -42,6 +42,7 @@ class Driver:
             slot_mapping=torch.cat(slots),
             max_seqlen_q=max(lengths),
             max_seq_len=max(ends),
+            num_decode_rows=next((row for row, length in enumerate(lengths) if length > 1), len(lengths)),
         )
         token_ids = torch.tensor([token for _, tokens, _ in rows for token in tokens])
         with torch.inference_mode():

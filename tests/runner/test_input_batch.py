@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 
 from octavo.core.step import NewRow, SchedulerOutput
 from octavo.runner.input_batch import InputBatch
@@ -26,19 +25,15 @@ def test_a_step_names_tokens_positions_slots_and_lengths_of_each_row(batch):
         new=[new_row(2, [10, 11, 12, 13, 14, 15], [7, 3]), new_row(0, [20, 21], [5])], work=[(2, 3, 2), (0, 0, 2)]
     )
     batch.apply(first)
-    inputs = batch.step_inputs(first)
-    assert inputs.token_ids.tolist() == [13, 14, 20, 21]
-    assert inputs.positions.tolist() == [3, 4, 0, 1]
-    assert inputs.metadata.slot_mapping.tolist() == [7 * 4 + 3, 3 * 4 + 0, 5 * 4 + 0, 5 * 4 + 1]
-    assert inputs.metadata.cu_seqlens_q.tolist() == [0, 2, 4]
-    assert inputs.metadata.seq_lens.tolist() == [5, 2]
-    assert inputs.metadata.block_table.tolist() == [[7, 3], [5, 0]]
-    assert (inputs.metadata.max_seqlen_q, inputs.metadata.max_seq_len) == (2, 5)
-    assert inputs.samples.tolist() == [False, True]
-    types = [inputs.token_ids.dtype, inputs.positions.dtype, inputs.metadata.slot_mapping.dtype]
-    assert types == [torch.int64] * 3
-    assert {inputs.metadata.cu_seqlens_q.dtype, inputs.metadata.seq_lens.dtype} == {torch.int32}
-    assert inputs.metadata.block_table.dtype == torch.int32
+    arrays = batch.arrays(first)
+    assert arrays.token_ids.tolist() == [13, 14, 20, 21]
+    assert arrays.positions.tolist() == [3, 4, 0, 1]
+    assert arrays.slot_mapping.tolist() == [7 * 4 + 3, 3 * 4 + 0, 5 * 4 + 0, 5 * 4 + 1]
+    assert arrays.cu_seqlens_q.tolist() == [0, 2, 4]
+    assert arrays.seq_lens.tolist() == [5, 2]
+    assert arrays.num_scheduled_tokens.tolist() == [2, 2]
+    assert arrays.samples.tolist() == [False, True]
+    assert batch.block_table[[2, 0], :2].tolist() == [[7, 3], [5, 0]]
 
 
 def test_new_tokens_and_blocks_are_appended_to_their_rows(batch):
@@ -46,10 +41,10 @@ def test_new_tokens_and_blocks_are_appended_to_their_rows(batch):
     batch.append_token(1, 99)
     later = step(new_blocks=[(1, [2])], work=[(1, 4, 1)])
     batch.apply(later)
-    inputs = batch.step_inputs(later)
-    assert inputs.token_ids.tolist() == [99]
-    assert inputs.metadata.slot_mapping.tolist() == [2 * 4]
-    assert inputs.metadata.block_table.tolist() == [[7, 2]]
+    arrays = batch.arrays(later)
+    assert arrays.token_ids.tolist() == [99]
+    assert arrays.slot_mapping.tolist() == [2 * 4]
+    assert batch.block_table[1, :2].tolist() == [7, 2]
     assert batch.tokens_of(1).tolist() == [10, 11, 12, 13, 99]
 
 
@@ -57,10 +52,19 @@ def test_a_row_can_be_left_and_taken_in_one_step(batch):
     batch.apply(step(new=[new_row(1, list(range(20)), [1, 2, 3, 4, 5])]))
     again = step(removed=[1], new=[new_row(1, [50], [6])], work=[(1, 0, 1)])
     batch.apply(again)
-    inputs = batch.step_inputs(again)
-    assert inputs.token_ids.tolist() == [50]
-    assert inputs.metadata.block_table.tolist() == [[6]]
+    arrays = batch.arrays(again)
+    assert arrays.token_ids.tolist() == [50]
+    assert (batch.block_table[1, 0], batch.num_blocks[1]) == (6, 1)
     assert batch.tokens_of(1).tolist() == [50]
+
+
+def test_a_token_that_only_the_device_knows_is_named_by_its_row(batch):
+    batch.apply(step(new=[new_row(3, [10, 11], [7])]))
+    batch.append_unknown(3)
+    later = step(work=[(3, 2, 1)])
+    batch.apply(later)
+    arrays = batch.arrays(later)
+    assert (arrays.token_ids.tolist(), arrays.samples.tolist()) == ([-4], [True])
 
 
 def test_tables_stay_where_they_are(batch):
@@ -75,16 +79,16 @@ def test_tables_stay_where_they_are(batch):
 def test_the_inputs_of_a_step_are_copies_that_later_steps_do_not_change(batch):
     first = step(new=[new_row(0, [1, 2], [1])], work=[(0, 0, 2)])
     batch.apply(first)
-    inputs = batch.step_inputs(first)
+    arrays = batch.arrays(first)
     batch.apply(step(removed=[0], new=[new_row(0, [9, 9], [8])]))
-    assert inputs.metadata.block_table.tolist() == [[1]]
-    assert inputs.token_ids.tolist() == [1, 2]
+    assert arrays.slot_mapping.tolist() == [4, 5]
+    assert arrays.token_ids.tolist() == [1, 2]
 
 
 def test_a_row_whose_token_never_came_is_computed_but_not_sampled(batch):
     late = step(new=[new_row(0, [1, 2], [1])], work=[(0, 2, 1)])
     batch.apply(late)
-    assert batch.step_inputs(late).samples.tolist() == [False]
+    assert batch.arrays(late).samples.tolist() == [False]
 
 
 @pytest.mark.parametrize("bad", [step(removed=[3]), step(new=[new_row(0, [1], [1]), new_row(0, [1], [1])])])
@@ -114,9 +118,9 @@ def test_random_steps_equal_tables_built_anew_each_time(batch):
         batch.apply(current)
         if not work:
             continue
-        inputs = batch.step_inputs(current)
+        arrays = batch.arrays(current)
         expected = [(known[r][0][p], p, known[r][1][p // 4] * 4 + p % 4) for r, c, n in work for p in range(c, c + n)]
-        columns = (inputs.token_ids, inputs.positions, inputs.metadata.slot_mapping)
+        columns = (arrays.token_ids, arrays.positions, arrays.slot_mapping)
         assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
         for row, computed, count in work:
             tokens, blocks = known[row]

@@ -6,7 +6,7 @@ Rows are stable places in the device tables, numbered from 0 to max_num_seqs - 1
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from octavo.outputs import PositionLogprobs
 from octavo.sampling_params import SamplingParams
@@ -93,4 +93,25 @@ class Executor(Protocol):
 
     def shutdown(self) -> None:
         """Frees the device."""
+        ...
+
+
+class StepResult(Protocol):
+    """A step on its way: a `concurrent.futures.Future` is one."""
+
+    def result(self) -> ModelRunnerOutput:
+        """Waits for the step; raises EngineError when the device is lost."""
+        ...
+
+
+@runtime_checkable
+class LateExecutor(Executor, Protocol):
+    """An executor whose device computes by itself: steps are launched, and their results come later."""
+
+    def launch(self, step: SchedulerOutput) -> StepResult:
+        """Begins a step after those before it, and returns without waiting for any of them."""
+        ...
+
+    def make_ready(self) -> bool:
+        """With no step on its way: does a piece of what start-up put off. False when nothing is left."""
         ...

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from octavo.kernels import language
 from octavo.kernels.language import jit, tl
 
 # Columns a program: one 16-byte load a thread.
@@ -18,7 +19,7 @@ def embedding(table: Tensor, token_ids: Tensor, sampled: Tensor | None = None) -
     table: [vocab_size, n]. token_ids: int64 or int32 [T]. sampled: int64 or int32 [rows], None if no id is negative.
     Returns [T, n]. The host need not know `sampled` when it stages the ids of the next step.
     """
-    if table.is_cuda:
+    if language.on_gpu(table):
         return embedding_gpu(table, token_ids, sampled)
     return embedding_reference(table, token_ids, sampled)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from octavo.kernels import language
+
 
 def pair_sizes(kv_cache: Tensor) -> tuple[int, int]:
     """(p of keys, p of values). Values of an odd block size have no pairs."""
@@ -19,7 +21,7 @@ def pair_sizes(kv_cache: Tensor) -> tuple[int, int]:
 
 
 def _is_plain(kv_cache: Tensor) -> bool:
-    return kv_cache.device.type != "cpu"
+    return language.on_gpu(kv_cache)
 
 
 def key_slots(kv_cache: Tensor) -> Tensor:

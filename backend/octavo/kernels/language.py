@@ -5,10 +5,21 @@ Where it is missing, modules with kernels can still be imported; launching one o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NoReturn, TypeAlias, overload
 
-__all__ = ["HAS_TRITON", "jit", "next_power_of_2", "tl"]
+import torch
+from torch import Tensor
+
+from octavo.kernels.cache_folder import LANGUAGE_FOLDER, VARIABLE, cache_folder
+
+__all__ = ["HAS_TRITON", "capability", "jit", "next_power_of_2", "on_gpu", "tl", "triton"]
+
+if VARIABLE in os.environ or "TRITON_CACHE_DIR" not in os.environ:
+    # Read by the language when it first compiles.
+    os.environ["TRITON_CACHE_DIR"] = str(cache_folder() / LANGUAGE_FOLDER)
 
 try:
     import triton
@@ -17,6 +28,7 @@ try:
     HAS_TRITON = True
 except ImportError:
     HAS_TRITON = False
+    triton = None
 
     class tl:  # type: ignore[no-redef]
         """What kernel modules need of the language when they are imported: constants."""
@@ -26,6 +38,9 @@ except ImportError:
             """A module's constant that kernels read."""
             return value
 
+
+shapes_capability = 90
+"""What tensors that are only shapes, and those of the interpreter, count as; see `capability`."""
 
 # What `kernel[grid](...)` launches; a kernel calls another one like a function. Parameters are annotated tl.tensor
 # (pointers and numbers of the launch) or tl.constexpr: the language looks up no other names.
@@ -58,6 +73,25 @@ def jit(function: Callable[..., Any] | None = None, *, do_not_specialize: list[s
     if not HAS_TRITON:
         return _NoKernel if function is None else _NoKernel(function)
     return triton.jit(function, do_not_specialize=do_not_specialize)
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether operations on `tensor` are the GPU's: also for one that is only a shape, when kernels are compiled ahead.
+
+    Every operation asks here, by `language.on_gpu`, so that one replacement sends all of them the GPU's way.
+    """
+    return tensor.device.type in ("cuda", "meta")
+
+
+def capability(device: torch.device) -> int:
+    """A GPU's compute capability times ten: 90 for Hopper; for other devices `shapes_capability`."""
+    return _gpu_capability(device) if device.type == "cuda" else shapes_capability
+
+
+@cache
+def _gpu_capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def next_power_of_2(number: int) -> int:

@@ -66,6 +66,8 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, dtype: t
     """x: [T, in]; bias: [out] of the same type, or None. Returns [T, out] in `dtype`: x's, or float32."""
     dtype = dtype or x.dtype
     if weight.is_plain:
+        if x.is_cuda and bias is None and dtype != x.dtype:
+            return linear_wide(x, weight.data)
         return linear_reference(x, weight.data, bias).to(dtype)
     kernel = native.function("octavo_linear", x)
     assert kernel is not None and x.is_contiguous() and x.shape[1] == weight.num_inputs and x.dtype == weight.data.dtype
@@ -84,6 +86,14 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, dtype: t
     )
     kernel(ctypes.byref(call))
     return output
+
+
+def linear_wide(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T as the fp32 sums of bf16 or fp16 products, on CUDA only. x: [T, in]; weight: [out, in].
+
+    Rounded in between, close logits would become equal, and the conversion would read and write all of them once more.
+    """
+    return torch.mm(x, weight.t(), out_dtype=torch.float32)
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

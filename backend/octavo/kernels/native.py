@@ -1,4 +1,4 @@
-"""The C kernels of this folder: compiled by the system's compiler at first use, kept in the user's cache.
+"""The C kernels of this folder: compiled by the system's compiler at first use, kept in cache_folder.py's folder.
 
 Where that is impossible (or OCTAVO_NATIVE=0) `library` is None and the callers' PyTorch references run instead.
 """
@@ -19,6 +19,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from octavo.kernels import language
+from octavo.kernels.cache_folder import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ def library() -> ctypes.CDLL | None:
 
 def function(name: str, tensor: Tensor) -> Function | None:
     """The C function `name` if it takes tensors like this one, else None; counts a fallback if only it is missing."""
-    if tensor.device.type != "cpu" or tensor.dtype not in (torch.bfloat16, torch.float32):
+    if language.on_gpu(tensor) or tensor.dtype not in (torch.bfloat16, torch.float32):
         return None
     kernels = library()
     if kernels is None:
@@ -73,7 +76,7 @@ def _compiled() -> Path:
     key = hashlib.sha256(repr((_FLAGS, version, _cpu())).encode())
     for source in sources:
         key.update(source.read_bytes())
-    target = _cache_folder() / f"kernels-{key.hexdigest()[:24]}.so"
+    target = cache_folder() / f"kernels-{key.hexdigest()[:24]}.so"
     if not target.exists():
         # Compiled beside the target and renamed: whoever comes second at the same time replaces equal by equal.
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -106,18 +109,3 @@ def _cpu() -> str:
         return platform.processor()
     wanted = ("model name", "flags", "Features", "CPU part")
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-
-
-def _cache_folder() -> Path:
-    """The user's cache folder, or a private temporary one where that cannot be written."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        folder = (Path(base) if base else Path.home() / ".cache") / "octavo"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=folder):
-            # What lies in a folder of somebody else's is not ours to run.
-            if folder.stat().st_uid == os.geteuid():
-                return folder
-    except (OSError, RuntimeError):
-        pass
-    return Path(tempfile.mkdtemp(prefix="octavo-"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.kernels import native
+from octavo.kernels import language, native
 from octavo.kernels.attention_spec import AttentionSpec
 from octavo.kernels.decode_plan import DecodeCapacity, DecodeScratch, plan_decode
 from octavo.kernels.kv_layout import read_blocks
@@ -57,21 +57,20 @@ class _Call(ctypes.Structure):
     )
 
 
-def paged_attention(
-    query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float, window: int | None = None
-) -> Tensor:
-    """Causal attention of each query at position p over positions [max(0, p - window + 1), p] of its sequence.
+def paged_attention(query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, spec: AttentionSpec) -> Tensor:
+    """Causal attention of each query at position p over positions [max(0, p - spec.window + 1), p] of its sequence.
 
-    query: [T, num_heads, head_dim], the cache's dtype. kv_cache: [num_blocks, 2, num_kv_heads, block_size, head_dim],
-    see kv_layout. num_heads is a multiple of num_kv_heads; head_dim a multiple of 8 up to 256. Softmax in fp32.
-    Returns [T, num_heads, head_dim]. Nothing is written in place.
+    query: [T, num_heads, head_dim]. kv_cache: [num_blocks, 2, num_kv_heads, block_size, head_dim] of the same dtype or
+    FP8 e4m3, see kv_layout. num_heads is a multiple of num_kv_heads; head_dim a multiple of 8 up to 256. Softmax in
+    fp32. Returns [T, num_heads, head_dim]. Nothing is written in place. On CPU only the reference knows soft caps and
+    FP8.
     """
-    if query.is_cuda:
-        return paged_attention_gpu(query, kv_cache, metadata, AttentionSpec(scale, window))
+    if language.on_gpu(query):
+        return paged_attention_gpu(query, kv_cache, metadata, spec)
     kernel = native.function("octavo_paged_attention", query)
-    if kernel is not None:
-        return _paged_attention_cpu(kernel, query, kv_cache, metadata, (scale, window))
-    return paged_attention_reference(query, kv_cache, metadata, scale, window)
+    if kernel is None or spec.soft_cap is not None or kv_cache.dtype != query.dtype:
+        return paged_attention_reference(query, kv_cache, metadata, spec)
+    return _paged_attention_cpu(kernel, query, kv_cache, metadata, spec)
 
 
 def paged_attention_gpu(query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, spec: AttentionSpec) -> Tensor:
@@ -103,15 +102,15 @@ def _paged_attention_cpu(
     query: Tensor,
     kv_cache: Tensor,
     metadata: AttentionMetadata,
-    mask: tuple[float, int | None],
+    spec: AttentionSpec,
 ) -> Tensor:
     num_blocks, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     num_heads = query.shape[1]
-    assert query.is_contiguous() and kv_cache.is_contiguous() and kv_cache.dtype == query.dtype and num_blocks > 0
+    assert query.is_contiguous() and kv_cache.is_contiguous() and num_blocks > 0
+    assert spec.k_scale == spec.v_scale == 1
     assert num_heads % num_kv_heads == 0 and head_dim % 8 == 0 and head_dim <= MAX_HEAD_DIM
     for tensor in (metadata.cu_seqlens_q, metadata.seq_lens, metadata.block_table):
         assert tensor.dtype == torch.int32 and tensor.stride(-1) == 1
-    scale, window = mask
     output = torch.empty_like(query)
     call = _Call(
         output.data_ptr(),
@@ -126,10 +125,10 @@ def _paged_attention_cpu(
         num_kv_heads,
         head_dim,
         block_size,
-        window or 0,
+        spec.window or 0,
         query.dtype == torch.bfloat16,
         torch.get_num_threads(),
-        scale,
+        spec.scale,
     )
     if kernel(ctypes.byref(call)):
         raise MemoryError("paged attention found no memory for its list of tasks")
@@ -137,10 +136,10 @@ def _paged_attention_cpu(
 
 
 def paged_attention_reference(
-    query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float, window: int | None = None
+    query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, spec: AttentionSpec
 ) -> Tensor:
     """The same in plain PyTorch, one sequence after the other, in fp32."""
-    num_kv_heads, block_size = kv_cache.shape[2], kv_cache.shape[3]
+    num_kv_heads, block_size, window = kv_cache.shape[2], kv_cache.shape[3], spec.window
     output = torch.empty_like(query)
     starts = metadata.cu_seqlens_q.tolist()
     for row, length in enumerate(metadata.seq_lens.tolist()):
@@ -158,7 +157,11 @@ def paged_attention_reference(
         # 0 x NaN is NaN: what lies in front of the window may be anything.
         values = values.masked_fill(hidden.all(0)[:, None, None], 0.0)
         grouped = query[first:last].float().reshape(last - first, num_kv_heads, -1, query.shape[2])
-        scores = torch.einsum("thgd,shd->hgts", grouped, keys) * scale
+        scores = torch.einsum("thgd,shd->hgts", grouped, keys) * (spec.scale * spec.k_scale)
+        if spec.soft_cap is not None:
+            scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)
         weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-        output[first:last] = torch.einsum("hgts,shd->thgd", weights, values).flatten(1, 2).to(query.dtype)
+        output[first:last] = (
+            torch.einsum("hgts,shd->thgd", weights, values * spec.v_scale).flatten(1, 2).to(query.dtype)
+        )
     return output

@@ -8,11 +8,11 @@ reference.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from octavo.kernels import language
 from octavo.kernels.attention_spec import AttentionSpec
 from octavo.kernels.language import jit, next_power_of_2, tl
 
@@ -55,7 +55,7 @@ def paged_prefill(
     num_tokens, num_heads, head_dim = query.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
     group = num_heads // num_kv_heads
-    tile = _tile_of(head_dim, query.dtype, _is_hopper(query.device))
+    tile = _tile_of(head_dim, query.dtype, language.capability(query.device) // 10 == 9)
     assert group * num_kv_heads == num_heads and group <= tile.num_queries and block_size & (block_size - 1) == 0
     num_rows = rows.seq_lens.shape[0]
     # Each row begins a tile of its own: beyond the whole ones, at most one more a row.
@@ -97,12 +97,6 @@ def _tile_of(head_dim: int, dtype: torch.dtype, is_hopper: bool) -> _Tile:
     if head_dim <= 64:
         return _Tile(128, 64, 4, 3)
     return _Tile(128, 128, 8, 3) if head_dim <= 128 else _Tile(128, 64, 8, 2)
-
-
-@cache
-def _is_hopper(device: torch.device) -> bool:
-    """Also where the tensors are not on a GPU: the interpreter's, and those that are only shapes."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
 
 
 @jit

@@ -10,11 +10,9 @@ import ctypes
 import torch
 from torch import Tensor
 
-from octavo.kernels import native
+from octavo.kernels import language, native
 from octavo.kernels.language import jit, next_power_of_2, tl
-
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
+from octavo.kernels.quantise_rows import FP8, fp8_scale, quantise_rows_reference, to_fp8
 
 
 class _Call(ctypes.Structure):
@@ -29,7 +27,7 @@ class _Call(ctypes.Structure):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; fp32 inside. x: [T, n], weight: [n], same dtype."""
-    if x.is_cuda:
+    if language.on_gpu(x):
         return rms_norm_gpu(x, None, weight, eps)
     kernel = native.function("octavo_rms_norm", x)
     if kernel is None:
@@ -39,7 +37,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """residual += x in place, then RMSNorm of the sum, which is returned. x, residual: [T, n]; weight: [n]."""
-    if x.is_cuda:
+    if language.on_gpu(x):
         return rms_norm_gpu(x, residual, weight, eps)
     kernel = native.function("octavo_rms_norm", x)
     if kernel is None:
@@ -56,12 +54,12 @@ def rms_norm_fp8(
     scale: fp32 [1], or None: each row gets the smallest one that fits. Values beyond the scale's reach become the
     largest number. Returns ([T, n] FP8, fp32 [T, 1] or `scale`).
     """
-    if x.is_cuda:
+    if language.on_gpu(x):
         return rms_norm_fp8_gpu(x, residual, weight, eps, scale)
     if residual is not None:
         residual += x
         x = residual
-    return quantise_rows(rms_norm_reference(x, weight, eps), scale)
+    return quantise_rows_reference(rms_norm_reference(x, weight, eps), scale)
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -69,14 +67,6 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight * normed.to(x.dtype)
-
-
-def quantise_rows(x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """x [T, n] as FP8 e4m3 and its scale, see rms_norm_fp8. In plain PyTorch."""
-    wide = x.float()
-    if scale is None:
-        scale = wide.abs().amax(-1, keepdim=True).clamp(min=1e-12) / FP8_MAX
-    return (wide / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
 
 
 def _run(kernel: native.Function, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
@@ -176,13 +166,10 @@ def _rms_norm_kernel(
     if IS_QUANTISED:
         wide = normed.to(tl.float32)
         if IS_DYNAMIC:
-            scale = tl.maximum(tl.max(tl.abs(wide)), 1e-12) / 448.0
+            scale = fp8_scale(wide)
             tl.store(scales + row, scale)
         else:
             scale = tl.load(scales)
-        wide = tl.div_rn(wide, scale)
-        # What is not a number stays so.
-        wide = tl.where(wide > 448.0, 448.0, tl.where(wide < -448.0, -448.0, wide))
-        tl.store(output + at, wide.to(output.dtype.element_ty), mask=inside)
+        tl.store(output + at, to_fp8(wide, scale), mask=inside)
     else:
         tl.store(output + at, normed, mask=inside)

@@ -7,11 +7,12 @@ import ctypes
 import torch
 from torch import Tensor
 
-from octavo.kernels import native
+from octavo.kernels import language, native
 from octavo.kernels.kv_layout import write_slots
 from octavo.kernels.kv_write_form import HeadNorm, WriteForm
 from octavo.kernels.paged_attention import AttentionMetadata
-from octavo.kernels.rms_norm import FP8_MAX, rms_norm_reference
+from octavo.kernels.quantise_rows import FP8_MAX
+from octavo.kernels.rms_norm import rms_norm_reference
 from octavo.kernels.rope_kv_write_gpu import rope_kv_write_gpu
 
 __all__ = ["HeadNorm", "WriteForm", "rope_kv_write", "rope_kv_write_fp8", "rope_kv_write_reference", "rotate"]
@@ -43,7 +44,7 @@ def rope_kv_write(
     table: fp32 [max_position, 2, head_dim / 2], cosines then sines. kv_cache: written in place at
     metadata.slot_mapping. Returns [T, num_heads, head_dim].
     """
-    if qkv.is_cuda:
+    if language.on_gpu(qkv):
         return rope_kv_write_gpu(qkv, positions, table, kv_cache, metadata, WriteForm(head_norm))
     kernel = native.function("octavo_rope_kv_write", qkv)
     if kernel is None:
@@ -86,7 +87,7 @@ def rope_kv_write_fp8(
     form: WriteForm,
 ) -> Tensor:
     """`rope_kv_write` into a cache of FP8 e4m3: what is beyond a scale's reach becomes the largest number."""
-    if qkv.is_cuda:
+    if language.on_gpu(qkv):
         return rope_kv_write_gpu(qkv, positions, table, kv_cache, metadata, form)
     query, key, value = _rotated(qkv, positions, table, kv_cache, form.head_norm)
     stored = [

@@ -8,6 +8,7 @@ from torch import Tensor
 from octavo.kernels.kv_write_form import WriteForm
 from octavo.kernels.language import jit, next_power_of_2, tl
 from octavo.kernels.paged_attention import AttentionMetadata
+from octavo.kernels.quantise_rows import to_fp8
 
 
 def rope_kv_write_gpu(
@@ -81,10 +82,9 @@ def _norm_and_rotate(
 @jit
 def _store(at: tl.tensor, number: tl.tensor, inside: tl.tensor, scale: tl.tensor, IS_FP8: tl.constexpr) -> None:
     if IS_FP8:
-        number = tl.div_rn(number, scale)
-        # What is not a number stays so.
-        number = tl.where(number > 448.0, 448.0, tl.where(number < -448.0, -448.0, number))
-    tl.store(at, number.to(at.dtype.element_ty), mask=inside)
+        tl.store(at, to_fp8(number, scale), mask=inside)
+    else:
+        tl.store(at, number.to(at.dtype.element_ty), mask=inside)
 
 
 @jit(do_not_specialize=["positions", "slots"])

@@ -6,8 +6,13 @@ row is neither sorted nor read for them. Knows nothing of how the chunks' winner
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
 from octavo.kernels.language import jit, tl
-from octavo.kernels.sampling_tables import COLUMNS, EDITS, NUM_BEST, PENALTIES, TEMPERATURE
+from octavo.kernels.sampling_tables import COLUMNS, EDITS, MAX_BEST, NUM_BEST, PENALTIES, TEMPERATURE
 
 # Why a row drew nothing.
 NOT_FINITE, ALL_MASKED, OVERFLOW = 1, 2, 3
@@ -15,6 +20,60 @@ NOT_FINITE, ALL_MASKED, OVERFLOW = 1, 2, 3
 _NOT_FINITE, _ALL_MASKED, _OVERFLOW = tl.constexpr(NOT_FINITE), tl.constexpr(ALL_MASKED), tl.constexpr(OVERFLOW)
 _NO_ID = tl.constexpr(2**31 - 1)
 _MOST_COUNTED = tl.constexpr(32767)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What B rows drew. token_ids: int64 [B]. failed: int32 [B], 0 or a reason of this module; the token is 0 then.
+
+    For rows that ask for logprobs, not written for others: logprobs: fp32 [B] and ranks: int32 [B] of the token;
+    best_ids, best_ranks: int32 and best_logprobs: fp32 [B, 20], the best first, equal ones by id; as many as asked for.
+    Id -1 is none: logits of -inf are not listed.
+    """
+
+    token_ids: Tensor
+    failed: Tensor
+    logprobs: Tensor
+    ranks: Tensor
+    best_ids: Tensor
+    best_logprobs: Tensor
+    best_ranks: Tensor
+
+    @classmethod
+    def allocate(cls, num_rows: int, device: torch.device | str) -> Sampled:
+        """Not initialised."""
+        return cls.over(torch.empty(cls.num_words(num_rows), dtype=torch.int64, device=device), num_rows)
+
+    @classmethod
+    def over(cls, words: Tensor, num_rows: int) -> Sampled:
+        """Views of `words`, int64 [num_words(num_rows)]: one copy of all, or of what comes first, moves it.
+
+        words   [ token_ids | failed | logprobs | ranks | best_ids | best_logprobs | best_ranks ]
+        """
+        halves = words.view(torch.int32)
+        ends, end = [], 2 * num_rows
+        for width in (1, 1, 1, MAX_BEST, MAX_BEST, MAX_BEST):
+            ends.append((end, end + width * num_rows))
+            end += width * num_rows
+        failed, logprobs, ranks, best_ids, best_logprobs, best_ranks = (halves[begin:end] for begin, end in ends)
+        return cls(
+            token_ids=words[:num_rows],
+            failed=failed,
+            logprobs=logprobs.view(torch.float32),
+            ranks=ranks,
+            best_ids=best_ids.view(num_rows, MAX_BEST),
+            best_logprobs=best_logprobs.view(torch.float32).view(num_rows, MAX_BEST),
+            best_ranks=best_ranks.view(num_rows, MAX_BEST),
+        )
+
+    @staticmethod
+    def num_words(num_rows: int, with_logprobs: bool = True) -> int:
+        """64-bit words that `over` needs, or those that hold all but the logprobs."""
+        return -(-num_rows * ((5 + 3 * MAX_BEST) if with_logprobs else 3) // 2)
+
+    def first(self, num_rows: int) -> Sampled:
+        """Views of the first rows."""
+        return Sampled(*(getattr(self, field.name)[:num_rows] for field in fields(self)))
 
 
 @jit

@@ -15,7 +15,7 @@ from torch import Tensor
 from octavo.kernels.counter_noise import exponential, stream_key
 from octavo.kernels.language import jit, next_power_of_2, tl
 from octavo.kernels.logit_edits import edit_logits
-from octavo.kernels.sampled_row import finish_row
+from octavo.kernels.sampled_row import Sampled, finish_row
 from octavo.kernels.sampling_tables import (
     COLUMNS,
     EDITS,
@@ -76,32 +76,20 @@ class SamplingScratch:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """What B rows drew. token_ids: int64 [B]. failed: int32 [B], 0 or a reason of sampled_row.py; the token is 0 then.
-
-    For rows that ask for logprobs, not written for others: logprobs: fp32 [B] and ranks: int32 [B] of the token;
-    best_ids, best_ranks: int32 and best_logprobs: fp32 [B, 20], the best first, equal ones by id; as many as asked for.
-    Id -1 is none: logits of -inf are not listed.
-    """
-
-    token_ids: Tensor
-    failed: Tensor
-    logprobs: Tensor
-    ranks: Tensor
-    best_ids: Tensor
-    best_logprobs: Tensor
-    best_ranks: Tensor
-
-
 def sample(
-    logits: Tensor, tables: SamplingTables, scratch: SamplingScratch, positions: Tensor, rows: Tensor
+    logits: Tensor,
+    tables: SamplingTables,
+    scratch: SamplingScratch,
+    positions: Tensor,
+    rows: Tensor,
+    out: Sampled | None = None,
 ) -> Sampled:
     """Draws the next token of each row and notes it in the tables.
 
     logits: [B, V], contiguous, fp32, bf16 or fp16, not written. rows: int32 [B], the row of the tables, -1 for a place
     that samples nothing (its token is 0). positions: int64 [B], the number of tokens that the row has. Reads a greedy
     row's logits once, another's twice; for logprobs' ranks and for edits (which write them too) once more each.
+    Returns the first B rows of `out`, which is made where there is none.
     """
     num_rows, vocab_size = logits.shape
     num_chunks = -(-vocab_size // _CHUNK)
@@ -135,30 +123,10 @@ def sample(
         GROUP=_GROUP,
         num_warps=8,
     )
-    return _finish(logits, tables, scratch, positions, rows)
-
-
-def _finish(
-    logits: Tensor, tables: SamplingTables, scratch: SamplingScratch, positions: Tensor, rows: Tensor
-) -> Sampled:
-    num_rows, vocab_size = logits.shape
-    num_chunks = -(-vocab_size // _CHUNK)
-
-    def empty(*columns: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.empty(num_rows, *columns, dtype=dtype, device=logits.device)
-
-    sampled = Sampled(
-        token_ids=empty(dtype=torch.int64),
-        failed=empty(),
-        logprobs=empty(dtype=torch.float32),
-        ranks=empty(),
-        best_ids=empty(MAX_BEST),
-        best_logprobs=empty(MAX_BEST, dtype=torch.float32),
-        best_ranks=empty(MAX_BEST),
-    )
+    sampled = (out or Sampled.allocate(num_rows, logits.device)).first(num_rows)
     finish_row[(num_rows,)](
         *(logits, rows, positions, tables.numbers, tables.integers, tables.counts, tables.recent),
-        *(scratch.parts, scratch.part_ids, scratch.raw_maxima, sampled.token_ids, sampled.failed, sampled.logprobs),
+        *(*parts, scratch.raw_maxima, sampled.token_ids, sampled.failed, sampled.logprobs),
         *(sampled.ranks, sampled.best_ids, sampled.best_logprobs, sampled.best_ranks, vocab_size, num_chunks),
         TILE=_CHUNK,
         GROUP=_GROUP,

@@ -6,26 +6,32 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from octavo.kernels.attention_spec import AttentionSpec
 from octavo.kernels.paged_attention import MAX_HEAD_DIM, AttentionMetadata, paged_attention
-from octavo.kernels.rope_kv_write import HeadNorm, rope_kv_write
+from octavo.kernels.quantise_rows import FP8, QuantisedRows
+from octavo.kernels.rope_kv_write import HeadNorm, WriteForm, rope_kv_write, rope_kv_write_fp8
 from octavo.layers.linear import Linear
 
-__all__ = ["MAX_HEAD_DIM", "Attention", "AttentionMetadata", "HeadNorm"]
+__all__ = ["MAX_HEAD_DIM", "Attention", "AttentionMetadata", "AttentionSpec", "HeadNorm", "WriteForm"]
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """One layer's attention. `rope_table` is shared by all layers; `window` is in tokens, None for all positions."""
+    """One layer's attention. `rope_table` is shared by all layers; the scales of `spec` and `form` are the same."""
 
     qkv: Linear
     output: Linear
     rope_table: Tensor
-    head_dim: int
-    window: int | None
-    head_norm: HeadNorm | None
+    spec: AttentionSpec
+    form: WriteForm
 
-    def __call__(self, x: Tensor, positions: Tensor, kv_cache: Tensor, metadata: AttentionMetadata) -> Tensor:
+    def __call__(
+        self, x: Tensor | QuantisedRows, positions: Tensor, kv_cache: Tensor, metadata: AttentionMetadata
+    ) -> Tensor:
         """x: [T, hidden]; positions: int64 [T]; writes this step's keys and values into kv_cache. -> [T, hidden]."""
-        query = rope_kv_write(self.qkv(x), positions, self.rope_table, kv_cache, metadata, self.head_norm)
-        attended = paged_attention(query, kv_cache, metadata, self.head_dim**-0.5, self.window)
-        return self.output(attended.flatten(1))
+        target = (positions, self.rope_table, kv_cache, metadata)
+        if kv_cache.dtype == FP8:
+            query = rope_kv_write_fp8(self.qkv(x), *target, self.form)
+        else:
+            query = rope_kv_write(self.qkv(x), *target, self.form.head_norm)
+        return self.output(paged_attention(query, kv_cache, metadata, self.spec).flatten(1))

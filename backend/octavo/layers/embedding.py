@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional
+
+from octavo.kernels.embedding import embedding
 
 
 class Embedding:
@@ -12,6 +13,6 @@ class Embedding:
     def __init__(self, table: Tensor) -> None:
         self.table = table
 
-    def __call__(self, token_ids: Tensor) -> Tensor:
-        """token_ids: int64 [T] -> [T, hidden]."""
-        return functional.embedding(token_ids, self.table)
+    def __call__(self, token_ids: Tensor, sampled: Tensor | None = None) -> Tensor:
+        """token_ids: int64 [T], of which -1 - r stands for sampled[r], int64 [rows] -> [T, hidden]."""
+        return embedding(self.table, token_ids, sampled)

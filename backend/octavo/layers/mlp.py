@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from octavo.kernels.silu_and_mul import silu_and_mul
+from octavo.kernels.quantise_rows import QuantisedRows
+from octavo.kernels.silu_and_mul import silu_and_mul, silu_and_mul_fp8
 from octavo.layers.linear import Linear
 
 
@@ -17,6 +18,7 @@ class GatedMLP:
     gate_up: Linear
     down: Linear
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor | QuantisedRows) -> Tensor:
         """x: [T, hidden] -> [T, hidden]."""
-        return self.down(silu_and_mul(self.gate_up(x)))
+        activate = silu_and_mul_fp8 if self.down.takes_fp8 else silu_and_mul
+        return self.down(activate(self.gate_up(x)))

@@ -15,8 +15,25 @@ from octavo.layers.rope import VARIANTS, RopeSpec
 
 
 @dataclass(frozen=True, slots=True)
+class Quantisation:
+    """What is kept in fewer bits than the model's dtype. weights: a key of quant.SCHEMES, or None.
+
+    fp8_kv_cache: keys and values are FP8 e4m3, over scales that the checkpoint may bring.
+    """
+
+    weights: str | None = None
+    fp8_kv_cache: bool = False
+
+
+NOT_QUANTISED = Quantisation()
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """The shape of a decoder. `sliding_windows` has one entry a layer: a number of tokens, or None for all."""
+    """The shape of a decoder. `sliding_windows` has one entry a layer: a number of tokens, or None for all.
+
+    `quantisation` is not the config's: whoever loads the model decides.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -33,6 +50,7 @@ class DecoderSpec:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    quantisation: Quantisation = NOT_QUANTISED
 
     @property
     def num_layers(self) -> int:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.layers.attention import Attention, AttentionMetadata, HeadNorm
+from octavo.layers.attention import Attention, AttentionMetadata, AttentionSpec, HeadNorm, WriteForm
 from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Linear
 from octavo.layers.mlp import GatedMLP
-from octavo.layers.norm import RMSNorm
+from octavo.layers.norm import RMSNorm, RMSNormFp8
 from octavo.layers.rope import rope_table
 from octavo.models.config import DecoderSpec, read_spec
 from octavo.models.weights import WeightSource
@@ -26,9 +26,9 @@ from octavo.models.weights import WeightSource
 class DecoderLayer:
     """One block: attention, then a gated MLP, each behind a norm that also adds the residual."""
 
-    attention_norm: RMSNorm
+    attention_norm: RMSNorm | RMSNormFp8
     attention: Attention
-    mlp_norm: RMSNorm
+    mlp_norm: RMSNorm | RMSNormFp8
     mlp: GatedMLP
 
 
@@ -55,13 +55,19 @@ class Decoder:
         return read_spec(config)
 
     def __call__(
-        self, token_ids: Tensor, positions: Tensor, kv_caches: Sequence[Tensor], metadata: AttentionMetadata
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv_caches: Sequence[Tensor],
+        metadata: AttentionMetadata,
+        sampled: Tensor | None = None,
     ) -> Tensor:
         """One step of all rows. token_ids, positions: int64 [T]; kv_caches: one a layer, written in place.
 
+        Token id -1 - r stands for sampled[r], int64 [rows]: the host need not know it.
         Returns the final hidden states [T, hidden_size], normed.
         """
-        residual = self.embedding(token_ids)
+        residual = self.embedding(token_ids, sampled)
         x = torch.zeros_like(residual)
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
             x = layer.attention(layer.attention_norm.add(x, residual), positions, kv_cache, metadata)
@@ -76,34 +82,46 @@ class Decoder:
 def _build_layer(spec: DecoderSpec, index: int, weights: WeightSource, angles: Tensor) -> DecoderLayer:
     prefix = f"model.layers.{index}."
 
-    def norm(name: str) -> RMSNorm:
-        return RMSNorm(weights.take(f"{prefix}{name}.weight", spec.hidden_size), spec.rms_norm_eps)
+    def norm(name: str, before: Linear) -> RMSNorm | RMSNormFp8:
+        kind = RMSNormFp8 if before.takes_fp8 else RMSNorm
+        return kind(weights.take(f"{prefix}{name}.weight", spec.hidden_size), spec.rms_norm_eps)
 
     def linear(sizes: dict[str, int], num_inputs: int, has_bias: bool) -> Linear:
         tensors = [weights.take(f"{prefix}{name}.weight", size, num_inputs) for name, size in sizes.items()]
         biases = [weights.take(f"{prefix}{name}.bias", size) for name, size in sizes.items()] if has_bias else []
-        return Linear(tensors, biases)
+        return Linear(tensors, biases, spec.quantisation.weights)
 
     q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     projections = {"self_attn.q_proj": q_size, "self_attn.k_proj": kv_size, "self_attn.v_proj": kv_size}
     gates = {"mlp.gate_proj": spec.intermediate_size, "mlp.up_proj": spec.intermediate_size}
+    head_norm = _head_norm(spec, prefix, weights) if spec.qk_norm else None
+    scales = _kv_scales(f"{prefix}self_attn.", weights) if spec.quantisation.fp8_kv_cache else (1.0, 1.0)
     attention = Attention(
         qkv=linear(projections, spec.hidden_size, spec.qkv_bias),
         output=linear({"self_attn.o_proj": spec.hidden_size}, q_size, spec.output_bias),
         rope_table=angles,
-        head_dim=spec.head_dim,
-        window=spec.sliding_windows[index],
-        head_norm=_head_norm(spec, prefix, weights) if spec.qk_norm else None,
+        spec=AttentionSpec(spec.head_dim**-0.5, spec.sliding_windows[index], None, *scales),
+        form=WriteForm(head_norm, *scales),
+    )
+    mlp = GatedMLP(
+        gate_up=linear(gates, spec.hidden_size, spec.mlp_bias),
+        down=linear({"mlp.down_proj": spec.hidden_size}, spec.intermediate_size, spec.mlp_bias),
     )
     return DecoderLayer(
-        attention_norm=norm("input_layernorm"),
+        attention_norm=norm("input_layernorm", attention.qkv),
         attention=attention,
-        mlp_norm=norm("post_attention_layernorm"),
-        mlp=GatedMLP(
-            gate_up=linear(gates, spec.hidden_size, spec.mlp_bias),
-            down=linear({"mlp.down_proj": spec.hidden_size}, spec.intermediate_size, spec.mlp_bias),
-        ),
+        mlp_norm=norm("post_attention_layernorm", mlp.gate_up),
+        mlp=mlp,
     )
+
+
+def _kv_scales(prefix: str, weights: WeightSource) -> tuple[float, float]:
+    """(k_scale, v_scale) of an FP8 cache, 1 where the checkpoint has none, by the names that quantisers give them."""
+    key, value = (
+        weights.scale_of(f"{prefix}{part}_scale", f"{prefix}attn.{part}_scale", f"{prefix}{part}_proj.{part}_scale")
+        for part in "kv"
+    )
+    return key, value
 
 
 def _head_norm(spec: DecoderSpec, prefix: str, weights: WeightSource) -> HeadNorm:

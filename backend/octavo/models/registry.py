@@ -10,10 +10,10 @@ import torch
 
 from octavo.checkpoint import Checkpoint
 from octavo.errors import ModelLoadError, shorten
-from octavo.models.config import DecoderSpec
+from octavo.models.config import NOT_QUANTISED, DecoderSpec, Quantisation
 from octavo.models.decoder import Decoder
 from octavo.models.gguf_weights import GGUFReader
-from octavo.models.weights import WeightReader, WeightSource, open_weights
+from octavo.models.weights import ShapeSource, WeightReader, WeightSource, open_weights
 
 # The name in a config.json's "architectures" -> "module:Class".
 ARCHITECTURES = {
@@ -30,22 +30,34 @@ def read_model_spec(checkpoint: Checkpoint) -> DecoderSpec:
 
 
 def load_model(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, on_progress: Callable[[str, float], None]
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    on_progress: Callable[[str, float], None],
+    quantisation: Quantisation = NOT_QUANTISED,
 ) -> Decoder:
-    """Reads the weights, layer by layer, straight into `dtype` on `device`.
+    """Reads the weights, layer by layer, straight into `dtype` on `device`; those to be quantised at once.
 
     on_progress(phase, fraction) is called as tensors arrive. Raises ModelLoadError that names the key or tensor.
     """
     model_class = _model_class(checkpoint)
     if checkpoint.config.get("quantization_config"):
         raise ModelLoadError("config.json: quantization_config is not supported; use unquantised weights or GGUF")
-    reader = open_weights(checkpoint)
-    spec = _with_rope_factors(model_class.read_spec(checkpoint.config), reader)
-    weights = WeightSource(reader, dtype, device, on_progress)
-    with torch.inference_mode():
+    with open_weights(checkpoint, device) as reader, torch.inference_mode():
+        spec = replace(model_class.read_spec(checkpoint.config), quantisation=quantisation)
+        spec = _with_rope_factors(spec, reader)
+        weights = WeightSource(reader, dtype, device, on_progress)
         model = model_class(spec, weights)
-    weights.finish(ignored=("lm_head.weight",) if spec.tied_embeddings else ())
+        weights.finish(ignored=("lm_head.weight",) if spec.tied_embeddings else ())
     return model
+
+
+def shape_model(checkpoint: Checkpoint, dtype: torch.dtype, quantisation: Quantisation = NOT_QUANTISED) -> Decoder:
+    """The model without its weights, on the meta device: nothing of the weight files is read."""
+    model_class = _model_class(checkpoint)
+    spec = replace(model_class.read_spec(checkpoint.config), quantisation=quantisation)
+    with torch.inference_mode():
+        return model_class(spec, ShapeSource(dtype))
 
 
 def _with_rope_factors(spec: DecoderSpec, reader: WeightReader) -> DecoderSpec:

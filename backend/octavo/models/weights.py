@@ -5,7 +5,9 @@ Knows file formats and the names in them; nothing of what the tensors are for. P
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,11 +16,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from octavo.checkpoint import Checkpoint
-from octavo.errors import ModelLoadError
+from octavo.errors import ModelLoadError, shorten
 from octavo.models.gguf_weights import GGUFReader
+from octavo.models.pinned_reader import PinnedReader
 
-# Present in some checkpoints and derived from the config here.
-_DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
+# Present in some checkpoints; derived from the config here, or of use for an FP8 cache only.
+_OPTIONAL_SUFFIXES = ("rotary_emb.inv_freq", ".k_scale", ".v_scale")
 _SHOWN_NAMES = 3
 
 
@@ -31,7 +34,7 @@ class WeightReader(Protocol):
         ...
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """The tensor on CPU, converted to `dtype`; it may share the file's memory map."""
+        """The tensor, converted to `dtype`, on the reader's device: the CPU, or the one that it was opened for."""
         ...
 
 
@@ -60,13 +63,35 @@ class WeightSource:
         self._on_progress("loading weights", 1.0 - len(self._left) / self._num_tensors)
         return tensor
 
+    def scale_of(self, *names: str) -> float:
+        """The number of the first of these tensors that there is, else 1. Raises ModelLoadError if it is no scale."""
+        name = next((name for name in names if name in self._reader.shapes), None)
+        if name is None:
+            return 1.0
+        numbers = self._reader.read(name, torch.float32).flatten().tolist()
+        self._left.discard(name)
+        if len(numbers) != 1 or not 0 < numbers[0] < math.inf:
+            raise ModelLoadError(f"tensor {name} is {shorten(numbers)}; expected one finite number above 0")
+        return float(numbers[0])
+
     def finish(self, ignored: tuple[str, ...] = ()) -> None:
         """Raises ModelLoadError when tensors are left that nobody asked for: the config is not that of the weights."""
-        names = sorted(name for name in self._left if name not in ignored and not name.endswith(_DERIVED_SUFFIXES))
+        names = sorted(name for name in self._left if name not in ignored and not name.endswith(_OPTIONAL_SUFFIXES))
         if names:
             shown = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
             raise ModelLoadError(f"the checkpoint has {len(names)} tensors that config.json does not explain: {shown}")
         self._on_progress("loading weights", 1.0)
+
+
+class ShapeSource(WeightSource):
+    """Tensors that are only shapes, whatever is asked for: for whom the model is to be built without its weights."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(SafetensorsReader(()), dtype, torch.device("meta"), lambda phase, fraction: None)
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """On the meta device."""
+        return torch.empty(shape, dtype=self._dtype, device=self._device)
 
 
 class SafetensorsReader:
@@ -97,8 +122,13 @@ def _open_safetensors(file: Path) -> Any:
         raise ModelLoadError(f"{file} is not a whole safetensors file ({error}); fetch it again") from None
 
 
-def open_weights(checkpoint: Checkpoint) -> WeightReader:
-    """The reader for the checkpoint's format."""
+@contextmanager
+def open_weights(checkpoint: Checkpoint, device: torch.device) -> Iterator[WeightReader]:
+    """The reader for the checkpoint's format and the device. The tensors taken stay valid after the end."""
     if checkpoint.gguf is not None:
-        return GGUFReader(checkpoint.gguf.reader, checkpoint.config)
-    return SafetensorsReader(checkpoint.weight_files)
+        yield GGUFReader(checkpoint.gguf.reader, checkpoint.config)
+    elif device.type == "cuda":
+        with PinnedReader(checkpoint.weight_files, device) as reader:
+            yield reader
+    else:
+        yield SafetensorsReader(checkpoint.weight_files)

@@ -37,30 +37,50 @@ class KVCacheLayout:
         return 2 * self.num_layers * self.num_kv_heads * self.block_size * self.head_dim * self.dtype.itemsize
 
     def num_blocks(self, config: EngineConfig) -> int:
-        """Blocks to allocate, the null block included, for a resolved config.
+        """Blocks to allocate on a CPU, the null block included, for a resolved config.
 
         `num_gpu_blocks_override` is taken as it is. Else as many as fit the memory, but no more than `max_num_seqs`
-        sequences of `max_model_len` can use. Raises ModelLoadError when not even one such sequence fits.
+        sequences of `max_model_len` can use. Raises ModelLoadError when not even one such sequence fits. On a GPU:
+        memory_plan.py.
         """
         assert config.max_model_len is not None and config.max_num_seqs is not None
         if config.num_gpu_blocks_override is not None:
             return config.num_gpu_blocks_override
         size_bytes = config.kv_cache_memory_bytes or default_size_bytes(available_memory_bytes())
-        blocks_per_sequence = -(-config.max_model_len // self.block_size)
-        if size_bytes < (blocks_per_sequence + 1) * self.block_bytes:
+        num_blocks = self.num_blocks_in(size_bytes, config.max_model_len, "raise kv_cache_memory_bytes")
+        return min(num_blocks, config.max_num_seqs * self._blocks_of(config.max_model_len) + 1)
+
+    def num_blocks_in(self, size_bytes: int, max_model_len: int, remedy: str) -> int:
+        """How many blocks fit, the null block included.
+
+        Raises ModelLoadError when not even one sequence of `max_model_len` tokens does: with both numbers, `remedy`
+        (what would give the cache more memory) and the longest sequence that fits.
+        """
+        needed = (self._blocks_of(max_model_len) + 1) * self.block_bytes
+        if size_bytes < needed:
+            longest = max(size_bytes // self.block_bytes - 1, 0) * self.block_size
             raise ModelLoadError(
-                f"one sequence of max_model_len {config.max_model_len} tokens needs "
-                f"{(blocks_per_sequence + 1) * self.block_bytes} bytes of KV cache, there are {size_bytes}: "
-                "raise kv_cache_memory_bytes or lower max_model_len"
+                f"one sequence of max_model_len {max_model_len} tokens needs {needed} bytes of KV cache, there are "
+                f"{max(size_bytes, 0)}: {remedy}"
+                + (f" or lower max_model_len to at most {longest}" if longest else "; not one block fits")
             )
-        return min(size_bytes // self.block_bytes, config.max_num_seqs * blocks_per_sequence + 1)
+        return size_bytes // self.block_bytes
+
+    def _blocks_of(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
 
     def allocate(self, num_blocks: int, device: torch.device) -> list[Tensor]:
-        """One uninitialised tensor a layer. Not zeroed: on CPU the system commits a page when it is first written."""
+        """One uninitialised tensor a layer. Not zeroed: on CPU the system commits a page when it is first written.
+
+        Raises ModelLoadError when the memory is not there.
+        """
         shape = (num_blocks, 2, self.num_kv_heads, self.block_size, self.head_dim)
         try:
             return [torch.empty(shape, dtype=self.dtype, device=device) for _ in range(self.num_layers)]
-        except RuntimeError:
+        except RuntimeError as error:
+            # A CPU's allocator has no error of its own; a GPU's has, and other errors of it mean other things.
+            if device.type != "cpu" and not isinstance(error, torch.OutOfMemoryError):
+                raise
             raise ModelLoadError(
                 f"no memory for {num_blocks} KV blocks of {self.block_bytes} bytes: "
                 "lower num_gpu_blocks_override or kv_cache_memory_bytes"

@@ -5,17 +5,20 @@ Knows nothing of scheduling; what to compute and where it lies comes in the Sche
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo.core.step import ModelRunnerOutput, NewRow, SchedulerOutput
 from octavo.kernels import native
+from octavo.kernels.paged_attention import AttentionMetadata
 from octavo.models.decoder import Decoder
-from octavo.outputs import PositionLogprobs
-from octavo.runner.input_batch import InputBatch, StepInputs
+from octavo.runner.input_batch import InputBatch, StepArrays
 from octavo.runner.kv_cache import copy_blocks
-from octavo.runner.logprobs import position_logprobs
+from octavo.runner.prompt_logprobs import prompt_spans
 from octavo.runner.sampler import NOT_FINITE, Sampler
 from octavo.sampling_params import SamplingParams
 
@@ -69,19 +72,33 @@ class ModelRunner:
         copy_blocks(self._kv_caches, step.block_copies)
         output = ModelRunnerOutput(step.step_id, [[] for _ in step.rows])
         if step.rows:
-            inputs = self._batch.step_inputs(step)
-            hidden = self._model(inputs.token_ids, inputs.positions, self._kv_caches, inputs.metadata)
-            self._add_prompt_logprobs(step, inputs, hidden, output)
-            self._sample(step, inputs, hidden, output)
+            arrays = self._batch.arrays(step)
+            token_ids, positions = torch.from_numpy(arrays.token_ids), torch.from_numpy(arrays.positions)
+            hidden = self._model(token_ids, positions, self._kv_caches, self._metadata(arrays))
+            self._add_prompt_logprobs(step, arrays, hidden, output)
+            self._sample(step, arrays, hidden, output)
         return output
 
-    def _sample(self, step: SchedulerOutput, inputs: StepInputs, hidden: Tensor, output: ModelRunnerOutput) -> None:
+    def _metadata(self, arrays: StepArrays) -> AttentionMetadata:
+        batch = self._batch
+        max_seq_len = int(arrays.seq_lens.max())
+        max_blocks = -(-max_seq_len // batch.block_size)
+        return AttentionMetadata(
+            cu_seqlens_q=torch.from_numpy(arrays.cu_seqlens_q.astype(np.int32)),
+            seq_lens=torch.from_numpy(arrays.seq_lens.astype(np.int32)),
+            block_table=torch.from_numpy(batch.block_table[arrays.rows, :max_blocks]),
+            slot_mapping=torch.from_numpy(arrays.slot_mapping),
+            max_seqlen_q=int(arrays.num_scheduled_tokens.max()),
+            max_seq_len=max_seq_len,
+        )
+
+    def _sample(self, step: SchedulerOutput, arrays: StepArrays, hidden: Tensor, output: ModelRunnerOutput) -> None:
         """Draws the next token of each row whose range ends at its last token; it becomes part of the row."""
-        sampling = [index for index in np.flatnonzero(inputs.samples).tolist() if index not in output.failed]
+        sampling = [index for index in np.flatnonzero(arrays.samples).tolist() if index not in output.failed]
         if not sampling:
             return
         batch, rows = self._batch, [step.rows[index] for index in sampling]
-        last_tokens = inputs.metadata.cu_seqlens_q[1:].long()[sampling] - 1
+        last_tokens = torch.from_numpy(arrays.cu_seqlens_q[1:][sampling] - 1)
         sampled = self._sampler.sample(
             self._model.compute_logits(hidden[last_tokens]),
             [batch.sampling_row(row) for row in rows],
@@ -95,32 +112,17 @@ class ModelRunner:
         output.failed.update((sampling[i], message) for i, message in sampled.failed.items())
 
     def _add_prompt_logprobs(
-        self, step: SchedulerOutput, inputs: StepInputs, hidden: Tensor, output: ModelRunnerOutput
+        self, step: SchedulerOutput, arrays: StepArrays, hidden: Tensor, output: ModelRunnerOutput
     ) -> None:
         """For rows that ask: the logprobs of the prompt tokens that this step's positions predict."""
-        starts = inputs.metadata.cu_seqlens_q.tolist()
-        for index, row in enumerate(step.rows):
-            if not self._batch.wants_prompt_logprobs[row]:
-                continue
-            first = step.num_computed_tokens[index]
-            last = min(first + step.num_scheduled_tokens[index], int(self._batch.num_prompt_tokens[row]) - 1)
-            if first < last:
-                predicting = hidden[starts[index] : starts[index] + last - first]
-                found = self._logprobs_of(predicting, row, first)
-                if found is None:
-                    output.failed[index] = NOT_FINITE
-                else:
-                    output.prompt_logprobs[index] = found
+        for span in prompt_spans(step, arrays, self._batch):
+            found = span.logprobs(self._logits_of(hidden[span.begin : span.begin + len(span.targets)]))
+            if found is None:
+                output.failed[span.index] = NOT_FINITE
+            else:
+                output.prompt_logprobs[span.index] = found
 
-    def _logprobs_of(self, hidden: Tensor, row: int, first: int) -> list[PositionLogprobs] | None:
-        """One entry for each of `hidden` [n, hidden_size], positions first, first + 1, ...; None if not finite."""
-        num_best = self._batch.sampling_row(row).params.prompt_logprobs
-        assert num_best is not None
-        found: list[PositionLogprobs] = []
-        targets = self._batch.tokens_of(row)[first + 1 :]
+    def _logits_of(self, hidden: Tensor) -> Iterator[NDArray[np.float32]]:
+        """One row, fp32 [V], for each of `hidden` [n, hidden_size]."""
         for begin in range(0, len(hidden), _LOGITS_ROWS):
-            for logits in self._model.compute_logits(hidden[begin : begin + _LOGITS_ROWS]).numpy():
-                if not np.isfinite(logits.max()):
-                    return None
-                found.append(position_logprobs(logits, int(targets[len(found)]), num_best))
-        return found
+            yield from self._model.compute_logits(hidden[begin : begin + _LOGITS_ROWS]).numpy()

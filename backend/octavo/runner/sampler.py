@@ -20,8 +20,8 @@ from octavo.runner.truncation import allowed_tokens
 Floats = NDArray[np.float32]
 
 NOT_FINITE = "the model computed numbers that are not finite"
-_ALL_MASKED = "no token is left to choose from: allowed_token_ids, bad_words and min_tokens together mask all of them"
-_OVERFLOW = "logit_bias and penalties took the logits beyond the range of fp32"
+ALL_MASKED = "no token is left to choose from: allowed_token_ids, bad_words and min_tokens together mask all of them"
+OVERFLOW = "logit_bias and penalties took the logits beyond the range of fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Sampler:
         best = int(logits.argmax())
         peak = logits[best]
         if not np.isfinite(peak):
-            self._fail(sampled, index, _ALL_MASKED if peak == -np.inf else _OVERFLOW)
+            self._fail(sampled, index, ALL_MASKED if peak == -np.inf else OVERFLOW)
         elif row.params.greedy:
             sampled.token_ids[index] = best
         else:

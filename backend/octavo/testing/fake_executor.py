@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
 from octavo.core.step import ModelRunnerOutput, NewRow, SchedulerOutput
-from octavo.engine import OnProgress
 from octavo.outputs import PositionLogprobs, TokenLogprob
+from octavo.startup_clock import OnProgress
 
 PACED_STEP_S = 0.004
 _MASK = (1 << 64) - 1

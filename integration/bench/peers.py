@@ -1,0 +1,165 @@
+"""Octavo against the engines that a user would pick on a CPU: installs them, runs W1-W6 in turns, prints ratios.
+
+Every contestant has a fresh process a round, and is alone on the machine while it runs. Peers that cannot be installed
+or fail are named and left out. Writes JSON and a picture; exit 1 when a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import peer_contestants
+import peer_online
+import peer_report
+import peer_tables
+from peer_contestants import CONTESTANTS, OFFLINE, ONLINE, OURS, START, Contestant
+from peer_install import Peers, install
+from peer_process import AdapterProcess, PeerFailed, Setting
+from peer_report import METRICS, Results, Run
+from rich.console import Console
+from stage import write_results
+
+from octavo import bench, workloads
+from octavo.progress import count_bar
+
+# What --quick makes of every offline workload: requests, prompt tokens, output tokens.
+QUICK = (4, 64, 8)
+
+
+def turn(contestant: Contestant, number: int, args: argparse.Namespace, results: Results) -> None:
+    """One contestant in one round; what it had done before it failed stays."""
+    setting = Setting(Peers(args.folder), args.threads)
+    chosen = [name for name in contestant.workloads if name in args.workloads]
+    try:
+        if contestant.is_online:
+            for name, figures, others in peer_online.measure(contestant, setting, chosen, args.quick):
+                results.runs.append(Run(contestant.name, name, number, figures, others))
+        else:
+            offline_turn(contestant, number, setting, args, results)
+    except PeerFailed as error:
+        results.missing[contestant.name] = str(error)
+
+
+def offline_turn(
+    contestant: Contestant, number: int, setting: Setting, args: argparse.Namespace, results: Results
+) -> None:
+    with AdapterProcess(contestant, setting) as process:
+        results.versions[contestant.name] = process.version
+        if START in args.workloads:
+            results.runs.append(Run(contestant.name, START, number, {"first_token_s": process.first_token_s}))
+        for name in [name for name in contestant.workloads if name in args.workloads]:
+            workload = workloads.make(name)
+            workload = workload.clipped(*QUICK) if args.quick else workload
+            indices = range(0, len(workload.items), contestant.every_nth.get(name, 1))
+            part = workload.part(indices)
+            answer, others = process.run(part.items)
+            figures = peer_report.figures_of(name, answer, part.num_prompt_tokens)
+            results.runs.append(Run(contestant.name, name, number, figures, others))
+            if number == 0:
+                placed: list[list[int]] = [[] for _ in workload.items]
+                for i, token_ids in zip(indices, answer["token_ids"], strict=True):
+                    placed[i] = token_ids
+                results.token_ids.setdefault(contestant.name, {})[name] = placed
+
+
+def compare(contestants: Sequence[Contestant], args: argparse.Namespace, told: Callable[[str], None]) -> Results:
+    """All rounds; in each, every contestant has its turn."""
+    results = Results()
+    environments = dict.fromkeys(c.environment for c in contestants if c.environment != OURS)
+    absent = install(Peers(args.folder), list(environments), told)
+    results.missing |= {c.name: absent[c.environment] for c in contestants if c.environment in absent}
+    if args.install_only:
+        return results
+    for number in range(args.rounds):
+        for contestant in contestants:
+            told(f"round {number + 1}: {contestant.name}")
+            if contestant.name not in results.missing:
+                turn(contestant, number, args, results)
+    return results
+
+
+def report(results: Results, args: argparse.Namespace, environment: dict[str, object]) -> dict[str, object]:
+    found = peer_report.ratios(results)
+    return environment | {
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "peer_versions": results.versions,
+        "vllm_preloads": [Path(path).name for path in peer_contestants.preloaded(Peers(args.folder))],
+        "contestants": {
+            c.name: {"title": c.title, "precision": c.precision, "weights": c.weights, "every_nth": dict(c.every_nth)}
+            for c in CONTESTANTS
+        },
+        "missing": results.missing,
+        "disturbed": peer_report.disturbed(results),
+        "missed": [f"{r.workload} {r.metric} {r.ours}" for r in found if r.verdict == "missed"],
+        "agreement_with_octavo_bf16": {name: asdict(a) for name, a in peer_report.agreements(results).items()},
+        "computes_something_else": peer_report.differing(results),
+        "ratios": [asdict(ratio) for ratio in found],
+        "runs": [asdict(run) for run in results.runs],
+    }
+
+
+def show(results: Results, console: Console) -> None:
+    for workload in METRICS:
+        if results.measured(workload):
+            console.print(peer_tables.figures_table(results, workload))
+    console.print(peer_tables.agreement_table(results))
+    console.print(peer_tables.ratios_table(peer_report.ratios(results)))
+    for name in peer_report.differing(results):
+        console.print(f"[bold red]computes something else, not compared[/] {name}")
+    for name, reason in results.missing.items():
+        console.print(f"[bold yellow]missing[/] {name}: {reason}", soft_wrap=True)
+    for line in peer_report.disturbed(results):
+        console.print(f"[bold yellow]disturbed, do not quote[/] {line}")
+
+
+def takes_part(contestant: Contestant, chosen: Sequence[str]) -> bool:
+    return bool(set(contestant.workloads) & set(chosen)) or (START in chosen and not contestant.is_online)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [contestant.name for contestant in CONTESTANTS]
+    everything = (START, *OFFLINE, *ONLINE)
+    parser.add_argument("--folder", type=Path, default=Path(".peers"), help="where the peers are installed")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--workloads", nargs="+", choices=everything, default=everything, metavar="NAME")
+    parser.add_argument("--install-only", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: one round, clipped workloads, no files")
+    args = parser.parse_args()
+    args.folder = args.folder.absolute()
+    args.rounds = 1 if args.quick else args.rounds
+    if args.rounds < 1 or args.threads < 1:
+        parser.error("--rounds and --threads are at least 1")
+    return args
+
+
+def main() -> int:
+    args = parse()
+    # Now, while the load average does not count this run itself.
+    environment = bench.environment()
+    contestants = [c for c in CONTESTANTS if c.name in args.only and takes_part(c, args.workloads)]
+    with count_bar("peers", len(contestants) * args.rounds + 5) as told:
+        results = compare(contestants, args, told)
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    show(results, console)
+    if args.quick or args.install_only:
+        console.print("nothing was measured that counts, nothing is written")
+        return 0
+    found = report(results, args, environment)
+    file = write_results("peers", found)
+    peer_tables.draw(
+        results, f"{bench.cpu_name()}, {args.threads} threads, {file.stem[-10:]}", file.with_suffix(".png")
+    )
+    console.print(f"written: {file} and .png")
+    return 1 if found["missed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
