@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib import metadata
 from pathlib import Path
 
 # What a build of torch for NVIDIA's GPUs has in its folder, and one for CPUs only has not.
@@ -34,6 +34,6 @@ def num_cuda_devices() -> int:
 
 def _torch_has_cuda() -> bool:
     try:
-        return Path(str(distribution("torch").locate_file(_CUDA_LIBRARY))).exists()
-    except PackageNotFoundError:
+        return Path(str(metadata.distribution("torch").locate_file(_CUDA_LIBRARY))).exists()
+    except metadata.PackageNotFoundError:
         return False
