@@ -7,6 +7,7 @@ triton and numpy, the peers transformers, nothing installed. --dry-run takes eve
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import subprocess
 import sys
@@ -138,6 +139,9 @@ def draw(results: Results, bench: Bench) -> None:
 
 def main() -> int:
     args = arguments()
+    # The memory plan, fallbacks, what start-up took.
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger("octavo").setLevel(logging.INFO)
     if not args.dry_run and not torch.cuda.is_available():
         raise SystemExit("no GPU here: --dry-run takes every path without one")
     device = torch.device("cpu" if args.dry_run else "cuda")

@@ -24,9 +24,13 @@ def size_bytes(is_dry: bool) -> int:
     return sum(prod(shape) for shape in tensor_shapes(is_dry).values()) * DTYPE.itemsize
 
 
-def is_whole(folder: Path) -> bool:
-    """The index is written last."""
-    return (folder / _INDEX).exists()
+def is_whole(folder: Path, is_dry: bool) -> bool:
+    """Whether `write` came to its end there, with this shape: the index is written last."""
+    index = folder / _INDEX
+    if not index.exists():
+        return False
+    total: int = json.loads(index.read_text(encoding="utf-8"))["metadata"]["total_size"]
+    return total == size_bytes(is_dry)
 
 
 def write(folder: Path, bench: Bench) -> None:

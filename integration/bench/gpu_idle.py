@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import nan
+from statistics import median
 from typing import Any, Protocol
 from unittest.mock import patch
 
@@ -61,10 +62,11 @@ class StepClock:
 def idle_between(marks: Sequence[tuple[Event, Event]]) -> Row:
     """Once all work is done. What the device waits for inside a piece of work counts as busy."""
     if len(marks) < 2:
-        return {"idle": nan, "longest_gap_us": nan}
+        return {"idle": nan, "longest_gap_us": nan, "work_ms": nan}
     gaps = [end.elapsed_time(begin) for (_, end), (begin, _) in pairwise(marks)]
     span = marks[0][0].elapsed_time(marks[-1][1])
-    return {"idle": sum(gaps) / span, "longest_gap_us": max(gaps) * 1e3}
+    work_ms = median(begin.elapsed_time(end) for begin, end in marks)
+    return {"idle": sum(gaps) / span, "longest_gap_us": max(gaps) * 1e3, "work_ms": work_ms}
 
 
 def by_events(bench: Bench, work: Work) -> Row:

@@ -51,6 +51,9 @@ STAGES = {
     "10": Stage("start-up", "gpu_startup:run", 150, is_timed=False),
 }
 
+# What one command may be, each with the ceilings that its fractions are of. Stage 7 looks at what stage 6 found.
+GROUPS = ("0,1,2", "0,3,4,5,8,9", "0,6,10", "0,7")
+
 
 def selected(text: str) -> list[str]:
     """Stages in their order; "1" stands for 1a to 1d, not for 10. Raises ArgumentTypeError."""
@@ -70,4 +73,5 @@ def estimate_s(stages: list[str], is_quick: bool) -> float:
 def described() -> str:
     """For --help: a line a stage."""
     lines = [f"  {name:<3} {stage.title}, about {stage.seconds} s" for name, stage in STAGES.items()]
-    return "\n".join(["stages (1 means 1a to 1d; --quick halves the times):", *lines])
+    groups = f"commands of less than {MOST_SECONDS} s: --stages {', --stages '.join(GROUPS)}"
+    return "\n".join(["stages (1 means 1a to 1d; --quick halves the times):", *lines, groups])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median, quantiles
+from traceback import print_exc
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -106,6 +107,7 @@ class Bench:
         try:
             return label | measure()
         except Exception as error:
+            print_exc()
             if not self.is_dry:
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.checkpoint import default_model
+from octavo.errors import OctavoError
 
 HERE = Path(__file__).parent
 LOCKS = HERE / "peer_locks"
@@ -69,7 +70,7 @@ def install(peers: Peers, environments: Sequence[str], told: Callable[[str], Non
                 steps(peers)
             else:
                 _install_environment(peers, name)
-        except (OSError, subprocess.CalledProcessError) as error:
+        except (OSError, subprocess.CalledProcessError, tarfile.TarError, OctavoError) as error:
             missing[name] = _reason(peers, name, error)
     if "model" in missing:
         missing |= {name: f"no converted model: {missing['model']}" for name in environments if name != "llama"}

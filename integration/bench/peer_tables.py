@@ -95,13 +95,13 @@ def draw(results: Results, title: str, file: Path) -> None:
         panel.set_visible(False)
     for panel, workload in zip(panels.flat, shown, strict=False):
         metric = METRICS[workload][0]
-        spreads = {c: results.spread(c.name, workload, metric) for c in reversed(results.measured(workload))}
-        measured = {c: spread for c, spread in spreads.items() if spread is not None}
+        spreads = [(c, results.spread(c.name, workload, metric)) for c in reversed(results.measured(workload))]
+        measured = [(c, spread) for c, spread in spreads if spread is not None]
         bars = panel.barh(
-            [f"{c.title}, {c.precision}" for c in measured],
-            [spread.median for spread in measured.values()],
-            xerr=[[s.median - s.low for s in measured.values()], [s.high - s.median for s in measured.values()]],
-            color=[(OUR_COLOURS if c.is_ours else PRECISION_COLOURS)[c.precision] for c in measured],
+            [f"{c.title}, {c.precision}" for c, _ in measured],
+            [spread.median for _, spread in measured],
+            xerr=[[s.median - s.low for _, s in measured], [s.high - s.median for _, s in measured]],
+            color=[(OUR_COLOURS if c.is_ours else PRECISION_COLOURS)[c.precision] for c, _ in measured],
             ecolor="#333333",
         )
         panel.bar_label(bars, fmt="{:.3g}", padding=3, fontsize=8)

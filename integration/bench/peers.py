@@ -66,20 +66,11 @@ def offline_turn(
                 results.token_ids.setdefault(contestant.name, {})[name] = placed
 
 
-def compare(contestants: Sequence[Contestant], args: argparse.Namespace, told: Callable[[str], None]) -> Results:
-    """All rounds; in each, every contestant has its turn."""
-    results = Results()
+def absent(contestants: Sequence[Contestant], folder: Path, told: Callable[[str], None]) -> dict[str, str]:
+    """Installs what they need; who cannot take part, and why."""
     environments = dict.fromkeys(c.environment for c in contestants if c.environment != OURS)
-    absent = install(Peers(args.folder), list(environments), told)
-    results.missing |= {c.name: absent[c.environment] for c in contestants if c.environment in absent}
-    if args.install_only:
-        return results
-    for number in range(args.rounds):
-        for contestant in contestants:
-            told(f"round {number + 1}: {contestant.name}")
-            if contestant.name not in results.missing:
-                turn(contestant, number, args, results)
-    return results
+    reasons = install(Peers(folder), list(environments), told)
+    return {c.name: reasons[c.environment] for c in contestants if c.environment in reasons}
 
 
 def report(results: Results, args: argparse.Namespace, environment: dict[str, object]) -> dict[str, object]:
@@ -140,25 +131,33 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def write(results: Results, args: argparse.Namespace, environment: dict[str, object]) -> Path:
+    file = write_results("peers", report(results, args, environment))
+    title = f"{bench.cpu_name()}, {args.threads} threads, {file.stem[-10:]}"
+    peer_tables.draw(results, title, file.with_suffix(".png"))
+    return file
+
+
 def main() -> int:
     args = parse()
     # Now, while the load average does not count this run itself.
     environment = bench.environment()
     contestants = [c for c in CONTESTANTS if c.name in args.only and takes_part(c, args.workloads)]
-    with count_bar("peers", len(contestants) * args.rounds + 5) as told:
-        results = compare(contestants, args, told)
+    counts = not (args.quick or args.install_only)
     console = Console(width=None if sys.stdout.isatty() else 180)
+    results, file = Results(missing=absent(contestants, args.folder, console.log)), None
+    with count_bar("peers", len(contestants) * args.rounds) as told:
+        for number in range(0 if args.install_only else args.rounds):
+            for contestant in contestants:
+                told(f"round {number + 1}: {contestant.name}")
+                if contestant.name not in results.missing:
+                    turn(contestant, number, args, results)
+            # After every round: the next ones take long.
+            file = write(results, args, environment) if counts else None
     show(results, console)
-    if args.quick or args.install_only:
-        console.print("nothing was measured that counts, nothing is written")
-        return 0
-    found = report(results, args, environment)
-    file = write_results("peers", found)
-    peer_tables.draw(
-        results, f"{bench.cpu_name()}, {args.threads} threads, {file.stem[-10:]}", file.with_suffix(".png")
-    )
-    console.print(f"written: {file} and .png")
-    return 1 if found["missed"] else 0
+    console.print(f"written: {file} and .png" if file else "nothing was measured that counts, nothing is written")
+    missed = any(ratio.verdict == "missed" for ratio in peer_report.ratios(results))
+    return int(counts and missed)
 
 
 if __name__ == "__main__":

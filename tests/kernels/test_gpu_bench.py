@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from argparse import ArgumentTypeError
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,18 @@ import pytest
 pytest.importorskip("triton")
 
 BENCH = Path(__file__).resolve().parents[2] / "integration/bench"
-STAGES = ["0", "1a", "1b", "1c", "1d", "2", "3a", "3b", "3c", "4", "5", "6", "7", "8", "9", "10"]
+# All but the peers'.
+OWN = ["0", "1a", "1b", "1c", "1d", "2", "3a", "3b", "3c", "4", "5", "6", "8", "9", "10"]
 # What need not be installed where a GPU is.
 ABSENT = ["msgspec", "gguf", "tokenizers", "safetensors", "typer", "octavo_triton"]
-WITHOUT = f"import runpy, sys; sys.modules.update(dict.fromkeys({ABSENT})); sys.argv = sys.argv[1:]; "
+WITHOUT = "import runpy, sys; sys.modules.update(dict.fromkeys({absent})); sys.argv = sys.argv[1:]; "
 WITHOUT += "sys.path.insert(0, sys.argv[0].rpartition('/')[0]); runpy.run_path(sys.argv[0], run_name='__main__')"
 # Figures that are no times, nor made of any.
 UNTIMED = {"largest_error", "atol", "rtol", "GB", "tokens_a_step"}
 
 
-def run_bench(*arguments, absent=ABSENT):
-    command = [sys.executable, "-c", WITHOUT.replace(str(ABSENT), str(absent)), BENCH / "gpu.py", *arguments]
+def run_bench(*arguments, absent):
+    command = [sys.executable, "-c", WITHOUT.format(absent=absent), BENCH / "gpu.py", *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
 
 
@@ -40,11 +42,26 @@ def found_by(done, folder):
     return found["stages"]
 
 
+@pytest.fixture(scope="module")
+def dry_runs(tmp_path_factory):
+    """Both processes beside each other, and the folder of each one's results: all stages but one, and that one."""
+    pytest.importorskip("transformers")
+    # transformers itself needs two of them.
+    absent = [name for name in ABSENT if name not in ("tokenizers", "safetensors")]
+    wanted = {"octavo": (OWN, ABSENT), "peers": (["7"], absent)}
+    with ThreadPoolExecutor() as pool:
+        runs = {}
+        for name, (stages, missing) in wanted.items():
+            folder = tmp_path_factory.mktemp(name)
+            arguments = ["--dry-run", "--stages", ",".join(stages), "--commit", "abc", "--out", folder]
+            runs[name] = pool.submit(run_bench, *arguments, absent=missing), folder
+        return {name: (run.result(), folder) for name, (run, folder) in runs.items()}
+
+
 @pytest.mark.slow
-def test_every_stage_runs_without_a_gpu_and_without_octavos_dependencies(tmp_path):
-    stages = ",".join(name for name in STAGES if name != "7")
-    stages = found_by(run_bench("--dry-run", "--stages", stages, "--commit", "abc", "--out", tmp_path), tmp_path)
-    assert list(stages) == [name for name in STAGES if name != "7"]
+def test_every_stage_runs_without_a_gpu_and_without_octavos_dependencies(dry_runs):
+    stages = found_by(*dry_runs["octavo"])
+    assert list(stages) == OWN
     for name in ("1a", "1b", "1c", "1d"):
         assert all(row["passed"] is True for row in stages[name]["rows"])
     assert [row["window"] for row in stages["8"]["rows"][1:3]] == ["without a long prompt", "with a 32k prompt"]
@@ -53,12 +70,8 @@ def test_every_stage_runs_without_a_gpu_and_without_octavos_dependencies(tmp_pat
 
 
 @pytest.mark.slow
-def test_transformers_runs_the_same_requests(tmp_path):
-    pytest.importorskip("transformers")
-    # transformers itself needs two of them.
-    absent = [name for name in ABSENT if name not in ("tokenizers", "safetensors")]
-    done = run_bench("--dry-run", "--stages", "7", "--commit", "abc", "--out", tmp_path, absent=absent)
-    rows = found_by(done, tmp_path)["7"]["rows"]
+def test_transformers_runs_the_same_requests(dry_runs):
+    rows = found_by(*dry_runs["peers"])["7"]["rows"]
     ways = ["one at a time", "continuous batching", "static batches of 16"]
     assert [row["peer"] for row in rows] == [way for way in ways for _ in range(2)]
     assert [row["sample"] for row in rows] == ["1 of 6", "2 of 6", "all", "all", "6 of 6", "6 of 6"]
@@ -123,11 +136,14 @@ def test_a_quick_run_does_not_replace_a_full_one(tmp_path):
 
 @pytest.mark.usefixtures("bench_modules")
 def test_stages_are_chosen_by_number_and_unknown_ones_refused():
-    from gpu_stages import estimate_s, selected
+    from gpu_stages import GROUPS, MOST_SECONDS, STAGES, estimate_s, selected
 
     assert selected("10, 1,2") == ["1a", "1b", "1c", "1d", "2", "10"]
     assert selected("3b") == ["3b"]
     assert estimate_s(["4", "5"], is_quick=True) == estimate_s(["4", "5"], is_quick=False) / 2
+    groups = [selected(group) for group in GROUPS]
+    assert {stage for group in groups for stage in group} == set(STAGES)
+    assert all(estimate_s(group, is_quick=False) <= MOST_SECONDS for group in groups)
     for text in ("12", "1e", "", "1,,2", "."):
         with pytest.raises(ArgumentTypeError, match="stages are 0, 1a"):
             selected(text)
@@ -196,7 +212,8 @@ def test_idle_is_what_lies_between_pieces_of_work_on_the_devices_own_clock():
             clock[0] += pause
             Device().launch(work)
     Device().launch(work)
-    assert gpu_idle.idle_between(steps.marks) == {"idle": pytest.approx(3 / 30), "longest_gap_us": 2000.0}
+    found = gpu_idle.idle_between(steps.marks)
+    assert found == {"idle": pytest.approx(3 / 30), "longest_gap_us": 2000.0, "work_ms": 9.0}
     assert gpu_idle.covered([(5, 6), (0, 2), (1, 3)]) == (4, 6)
     assert gpu_idle.covered([]) == (0, 0)
 
@@ -262,9 +279,10 @@ def test_the_checkpoint_is_one_that_safetensors_reads(tmp_path, monkeypatch):
     gpu_checkpoint.write(tmp_path, Bench(torch.device("cpu"), "dry"))
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(tmp_path.glob("*.safetensors"))
-    assert len(files) > 1 and gpu_checkpoint.is_whole(tmp_path)
+    assert len(files) > 1 and gpu_checkpoint.is_whole(tmp_path, is_dry=True)
     found = {name: (file.name, tensor) for file in files for name, tensor in load_file(file).items()}
     assert {name: file for name, (file, _) in found.items()} == index["weight_map"]
+    assert not gpu_checkpoint.is_whole(tmp_path, is_dry=False), "another shape"
     assert sum(tensor.nbytes for _, tensor in found.values()) == gpu_checkpoint.size_bytes(is_dry=True)
     assert found["model.embed_tokens.weight"][1].float().std() == pytest.approx(32**-0.5, rel=0.1)
     assert found["model.norm.weight"][1].tolist() == [1.0] * 32

@@ -16,6 +16,7 @@ from kernels.triton_support import SHARED_MEMORY_LIMIT, compiled_kernels
 
 from octavo.kernels import language
 from octavo.kernels.attention_spec import AttentionSpec
+from octavo.kernels.decode_inputs import decode_inputs
 from octavo.kernels.decode_plan import DecodeCapacity, plan_decode
 from octavo.kernels.paged_decode import ATTEND_PROGRAMS, COMBINE_PROGRAMS, paged_decode
 from octavo.kernels.paged_prefill import PrefillRows, paged_prefill
@@ -120,6 +121,10 @@ GATE = [
     Launch("decode 128", lambda: decode(LLAMA, 128), ALL, decode_limits(dots=True)),
     Launch("decode plan", lambda: decode_plan(256, None)),
     Launch("decode plan windowed", lambda: decode_plan(1, 4096)),
+    Launch(
+        "decode inputs",
+        lambda: decode_inputs(*(empty(64, dtype=torch.int64),) * 2, empty(257, 2048, dtype=torch.int32), 16),
+    ),
     Launch("decode 64", lambda: decode(LLAMA, 64), limits=decode_limits(dots=True)),
     Launch("decode 80", lambda: decode(LLAMA, 80), limits=decode_limits(dots=True)),
     Launch("decode 96 windowed", lambda: decode(LLAMA, 96, window=4096), limits=decode_limits(dots=True)),

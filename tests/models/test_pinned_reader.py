@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from octavo.checkpoint import open_checkpoint
 from octavo.errors import ModelLoadError
 from octavo.models import load_model
-from octavo.models.pinned_reader import PinnedReader
+from octavo.models.pinned_reader import PinnedReader, _Buffer
+from octavo.models.safetensors_file import SafetensorsFile
+from octavo.models.weight_queue import Arriving, Chunk
 from octavo.models.weights import SafetensorsReader
 
 CPU = torch.device("cpu")
@@ -204,3 +206,34 @@ def test_a_model_computes_the_same_whichever_reader_brought_its_weights(tiny, lo
     assert torch.equal(Driver(model).run("a", tokens, 20), wanted)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
+
+
+def test_a_buffer_is_filled_again_only_when_the_copy_out_of_it_is_done(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.arange(30.0)}, path)
+    order = []
+
+    class Event:
+        def __init__(self, blocking):
+            assert blocking
+
+        def record(self, stream):
+            order.append(("copied", stream))
+
+        def synchronize(self):
+            order.append("wait")
+
+    empty = torch.empty
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    # There is no pinned memory without a GPU.
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory, **settings: empty(*size, **settings))
+    file = SafetensorsFile(path)
+    read = file.read_into
+    monkeypatch.setattr(file, "read_into", lambda *args: (order.append("read"), read(*args)))
+    arriving = Arriving(file.tensors["a"], flat=torch.zeros(30, dtype=torch.bfloat16))
+    buffer = _Buffer(CHUNK_BYTES, "stream")
+    for begin in (0, 10, 20):
+        buffer.carry(Chunk(arriving, begin, begin + 10))
+    file.close()
+    assert arriving.flat.tolist() == list(range(30))
+    assert order == ["wait", "read", ("copied", "stream")] * 3

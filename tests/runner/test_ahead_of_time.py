@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from octavo.cli import app
 
 pytest.importorskip("triton")
 
@@ -22,7 +25,8 @@ CONFIG = {
     "rms_norm_eps": 1e-5,
     "dtype": "bfloat16",
 }
-SETTINGS = {"max_num_seqs": 6, "max_num_batched_tokens": 64}
+# More rows than get their graphs at start.
+SETTINGS = {"max_num_seqs": 20, "max_num_batched_tokens": 200}
 
 # Random batches of random prompts, each followed by decode steps.
 _SERVE = """
@@ -43,7 +47,7 @@ with compiling(90, names.append):
     while runner.make_ready():
         pass
     for _ in range(60):
-        counts = sorted(generator.choice((1, 1, 2, 3, 8, 9)) for _ in range(generator.randint(1, 6)))
+        counts = sorted(generator.choice((1, 1, 2, 3, 8, 9)) for _ in range(generator.randint(1, 20)))
         rows = list(range(len(counts)))
         params = SamplingParams(temperature=generator.choice((0, 1)), top_k=generator.choice((0, 5)))
         new = [NewRow(row, [0] * n, n, [0], params, 0, (), [], False) for row, n in enumerate(counts)]
@@ -79,3 +83,10 @@ def test_a_later_process_compiles_nothing_anew(tmp_path):
     (num_launched,) = run(cache, "-c", _SERVE, str(tmp_path / "model.json"))
     assert num_launched == num_kernels
     assert files(cache) == compiled
+
+
+@pytest.mark.parametrize("arch", ["90", "sm_9", "sm_75", "sm_90; rm"])
+def test_an_architecture_that_is_none_is_refused_by_name(arch):
+    done = CliRunner().invoke(app, ["compile-kernels", "--arch", arch])
+    assert done.exit_code == 1
+    assert "--arch" in done.output

@@ -110,6 +110,7 @@ MIXED = [
     request("narrow", [3] * 17, temperature=0.7, top_k=20, top_p=0.9, max_tokens=9),
     request("penalised", [1, 2, 3, 4], temperature=0, repetition_penalty=1.5, frequency_penalty=0.5, max_tokens=9),
     request("twins", list(range(60, 71)), temperature=1.0, n=2, max_tokens=5),
+    request("not yet", [8] * 5, temperature=0.9, min_tokens=4, max_tokens=9, stop_token_ids=tuple(range(0, 512, 2))),
     request("masked", [9, 9], temperature=0, allowed_token_ids=(4, 5, 6), bad_words_token_ids=[[4], [5, 6]]),
 ]
 
@@ -175,6 +176,24 @@ def test_without_memory_for_graphs_steps_run_all_the_same_and_are_counted(engine
     asked = [request(f"r{i}", [i + 3, 5], temperature=0, max_tokens=4) for i in range(3)]
     assert_equal(answers(late, asked), answers(on_cpu, asked))
     assert late.stats().fallbacks_total > 1
+
+
+def test_under_load_from_the_first_second_on_graphs_are_captured_all_the_same(engines, monkeypatch):
+    monkeypatch.setattr("octavo.runner.device_runner._SIZES_AT_START", 1)
+    monkeypatch.setattr("octavo.runner.device_runner._STEPS_BEFORE_CAPTURE", 2)
+    late, runner, on_cpu = engines()
+    asked = [request(f"r{i}", [i + 3, 5], temperature=0, max_tokens=12) for i in range(3)]
+    assert_equal(answers(late, asked), answers(on_cpu, asked))
+    # Graphs of 2 and of 4 rows were missing, and each was waited for.
+    assert late.stats().fallbacks_total == 2 * 2
+    assert not runner.make_ready()
+
+
+def test_block_tables_too_long_for_one_copy_take_several(engines, monkeypatch):
+    monkeypatch.setattr("octavo.runner.device_runner._STAGED_BLOCKS", 3)
+    late, _, on_cpu = engines(max_num_batched_tokens=64)
+    asked = [request("long", list(range(1, 50)), temperature=0), request("short", [1, 2, 3], temperature=0)]
+    assert_equal(answers(late, asked), answers(on_cpu, asked))
 
 
 def test_the_gpus_kernels_give_the_same_answers_through_the_whole_model(engines, checkpoint):

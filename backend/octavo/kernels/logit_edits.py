@@ -64,7 +64,7 @@ def edit_logits(logits: Tensor, edited: Tensor, tables: SamplingTables, position
     )
 
 
-@jit
+@jit(do_not_specialize=["positions"])
 def _edit_logits(
     logits: tl.tensor,
     edited: tl.tensor,

@@ -76,7 +76,7 @@ class Sampled:
         return Sampled(*(getattr(self, field.name)[:num_rows] for field in fields(self)))
 
 
-@jit
+@jit(do_not_specialize=["positions"])
 def finish_row(
     logits: tl.tensor,
     rows: tl.tensor,

@@ -186,7 +186,7 @@ def _load_chunk(source: tl.tensor, ids: tl.tensor, vocab_size: tl.tensor) -> tl.
     return tl.where(x != x, float("inf"), x)
 
 
-@jit
+@jit(do_not_specialize=["positions"])
 def _draw_chunks(
     logits: tl.tensor,
     edited: tl.tensor,
@@ -229,7 +229,7 @@ def _draw_chunks(
     tl.store(part_ids + (first + chunk) * 2 + _TIME_ID, tl.min(tl.where(times == time, ids, _NO_ID), 0))
 
 
-@jit
+@jit(do_not_specialize=["positions"])
 def _draw_truncated(
     logits: tl.tensor,
     edited: tl.tensor,

@@ -98,18 +98,12 @@ def _run_mixed_steps(runner: DeviceRunner, config: EngineConfig) -> None:
     """Prompts beside any power of two of rows that have one token: kernels are compiled for the next power of two."""
     assert config.max_num_seqs is not None and config.max_model_len is not None
     assert config.max_num_batched_tokens is not None
-    num_rows, longest = config.max_num_seqs, config.max_model_len - 1
-    for num_decode_rows in _powers_of_two(num_rows - 1):
-        # Neighbouring lengths: where a step's numbers lie then differs, and with it how they are aligned.
-        for num_tokens in (2, 3):
-            counts = [1] * num_decode_rows + [num_tokens]
-            if num_tokens > longest or sum(counts) > config.max_num_batched_tokens:
-                continue
-            rows = [_new_row(row, count, config.block_size) for row, count in enumerate(counts)]
-            places = list(range(len(rows)))
-            step = SchedulerOutput(0, [], rows, [], [], places, [0] * len(rows), counts)
-            runner.execute(step)
-            runner.execute(SchedulerOutput(0, places, [], [], [], [], [], []))
+    for num_decode_rows in _powers_of_two(min(config.max_num_seqs, config.max_num_batched_tokens - 1) - 1):
+        counts = [1] * num_decode_rows + [min(2, config.max_model_len - 1)]
+        new_rows = [_new_row(row, count, config.block_size) for row, count in enumerate(counts)]
+        rows = list(range(len(counts)))
+        runner.execute(SchedulerOutput(0, [], new_rows, [], [], rows, [0] * len(rows), counts))
+        runner.execute(SchedulerOutput(0, rows, [], [], [], [], [], []))
 
 
 def _powers_of_two(limit: int) -> Iterator[int]:
