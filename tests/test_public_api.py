@@ -26,8 +26,8 @@ FIELDS = {
     """,
     octavo.EngineConfig: """
         model tokenizer dtype quantization kv_cache_dtype device seed max_model_len block_size max_num_seqs
-        max_num_batched_tokens long_prefill_token_threshold async_scheduling enable_prefix_caching kv_cache_memory_bytes
-        num_gpu_blocks_override
+        max_num_batched_tokens long_prefill_token_threshold itl_budget_s async_scheduling
+        enable_prefix_caching kv_cache_memory_bytes num_gpu_blocks_override
         gpu_memory_utilization num_threads served_model_name disable_log_stats max_waiting executor engine_python
         step_timeout_s start_timeout_s max_restarts restart_window_s
     """,

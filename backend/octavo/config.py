@@ -30,12 +30,14 @@ KV_CACHE_DTYPES = ("auto", "fp8")
 class EngineConfig:
     """All settings of one engine. None means "choose for me": `resolve` does.
 
-    Sizes are in tokens (`max_...tokens`, `max_model_len`, `block_size`), bytes (`..._bytes`) or seconds (`..._s`).
-    With `async_scheduling` a step is scheduled while the one before it is computed (None: on a GPU). `max_waiting`
-    bounds the queue: one more request is refused as Overloaded. `executor` names the factory, "module:function", of
-    what runs the steps. `engine_python` is the interpreter that runs the engine process (default: OCTAVO_ENGINE_PYTHON,
-    then this one). A step that takes longer than `step_timeout_s` counts as hung, and the engine process is started
-    anew, at most `max_restarts` times in `restart_window_s`.
+    Sizes are in tokens (`max_...tokens`, `max_model_len`, `block_size`), bytes (`..._bytes`) or seconds (`..._s`). A
+    step that has running streams in it takes no more prompt tokens than let it end within `itl_budget_s` (None: on a
+    GPU twice what it takes without prompts, on a CPU no limit). With `async_scheduling` a step is scheduled while the
+    one before it is computed (None: on a GPU). `max_waiting` bounds the queue: one more request is refused as
+    Overloaded. `executor` names the factory, "module:function", of what runs the steps. `engine_python` is the
+    interpreter that runs the engine process (default: OCTAVO_ENGINE_PYTHON, then this one). A step that takes longer
+    than `step_timeout_s` counts as hung, and the engine process is started anew, at most `max_restarts` times in
+    `restart_window_s`.
     """
 
     model: str | None = None
@@ -50,6 +52,7 @@ class EngineConfig:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     long_prefill_token_threshold: int | None = None
+    itl_budget_s: float | None = None
     async_scheduling: bool | None = None
     enable_prefix_caching: bool = True
     kv_cache_memory_bytes: int | None = None
@@ -201,6 +204,7 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "max_num_seqs": _count(),
     "max_num_batched_tokens": _count(),
     "long_prefill_token_threshold": _count(0),
+    "itl_budget_s": _seconds,
     "async_scheduling": parse_bool,
     "enable_prefix_caching": parse_bool,
     "kv_cache_memory_bytes": _count(),

@@ -17,6 +17,7 @@ from octavo.core.kv_cache_manager import KVCacheManager
 from octavo.core.scheduler import Limits, Scheduler
 from octavo.core.sequence import Sequence
 from octavo.core.step import Executor, LateExecutor, ModelRunnerOutput, SchedulerOutput
+from octavo.core.step_budget import StepBudget
 from octavo.errors import InvalidRequest, ModelLoadError, PromptTooLong
 from octavo.faults import FaultyExecutor, read_fault
 from octavo.outputs import EngineOutput, FinishReason, PositionLogprobs
@@ -26,6 +27,10 @@ from octavo.startup_clock import OnProgress, StartupClock
 from octavo.stats import EngineStats
 
 logger = logging.getLogger(__name__)
+
+# On a device that computes by itself a step with prompts may take so many times as long as one without, unless
+# `itl_budget_s` says how long: prompts fill what the streams' few tokens leave idle there.
+_LATE_SLOWDOWN = 2.0
 
 
 @dataclass(slots=True)
@@ -65,7 +70,9 @@ class Engine:
         threshold = config.long_prefill_token_threshold or config.max_num_batched_tokens
         limits = Limits(config.max_num_batched_tokens, config.max_num_seqs, threshold)
         self.scheduler = Scheduler(limits, kv_cache_manager)
-        ahead = isinstance(executor, LateExecutor) if config.async_scheduling is None else config.async_scheduling
+        is_late = isinstance(executor, LateExecutor)
+        self._budget = StepBudget(config.itl_budget_s, _LATE_SLOWDOWN if is_late else None)
+        ahead = is_late if config.async_scheduling is None else config.async_scheduling
         self._pipeline = Pipeline(executor, num_ahead=int(ahead))
         self._live: dict[str, LiveRequest] = {}
         self._outbox: list[EngineOutput] = []
@@ -156,13 +163,15 @@ class Engine:
 
         Raises EngineError when the device is lost.
         """
-        step = self.scheduler.schedule()
+        step = self.scheduler.schedule(self._budget.num_prompt_tokens())
         if step is not None:
             if step.new_rows:
                 self._note_first_scheduled(time.monotonic())
             self._pipeline.submit(step)
         if self._pipeline.is_full or (step is None and self._pipeline):
-            self._update(*self._pipeline.collect())
+            done = self._pipeline.collect()
+            self._budget.observe(done.step.num_scheduled_tokens, done.duration_s)
+            self._update(done.step, done.output)
         if not self._live:
             self._check_idle()
         outputs, self._outbox = self._outbox, []

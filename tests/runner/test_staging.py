@@ -22,16 +22,14 @@ def test_arrays_lie_one_behind_the_other_where_a_graph_finds_them():
 def test_a_buffer_is_filled_again_only_when_its_step_has_arrived():
     device = FakeDevice()
     staging = Staging(device, num_words=4, num_slots=2)
-    seen, results = [], []
+    results = []
     for number in range(5):
         staged = staging.begin()
         read = staged.put(np.array([number]))
-        device.launch(staged.send)
         result = torch.zeros(1, dtype=torch.int64)
-        device.launch(lambda read=read, result=result: (result.copy_(read), seen.append(int(read.numpy()[0]))))
-        arrival = device.fetch(result, device.pinned(1))
+        device.launch(staged.send)
+        device.launch(lambda read=read, result=result: result.copy_(read))
+        staging.used_until(device.fetch(result, device.pinned(1)))
         results.append(result)
-        staging.used_until(arrival)
     device.synchronize()
-    assert seen == [0, 1, 2, 3, 4]
-    assert [int(result[0]) for result in results] == [0, 1, 2, 3, 4]
+    assert [result.item() for result in results] == [0, 1, 2, 3, 4]

@@ -94,11 +94,16 @@ class Scheduler:
                 heapq.heapify(self._waiting)
                 self._num_ended_waiting = 0
 
-    def schedule(self) -> SchedulerOutput | None:
-        """Puts the next step together and advances every sequence in it; None when there is nothing to compute."""
+    def schedule(self, num_prompt_tokens: int | None = None) -> SchedulerOutput | None:
+        """Puts the next step together and advances every sequence in it; None when there is nothing to compute.
+
+        num_prompt_tokens: how many tokens of prompts may go beside running streams; None for what the limits leave.
+        """
         step = ScheduledStep(self._next_step_id, self.limits.max_num_batched_tokens)
         self._make_room_for_urgent()
         catching_up = self._schedule_next_tokens(step)
+        if step.rows and num_prompt_tokens is not None:
+            step.budget = min(step.budget, num_prompt_tokens)
         self._schedule_catching_up(step, catching_up)
         self._admit(step, len(catching_up))
         if not step.rows:
