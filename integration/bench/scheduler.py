@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from itertools import chain
 from statistics import fmean, median
 from time import perf_counter
 
 from octavo import bench
 from octavo.config import EngineConfig
-from octavo.core.step import ModelRunnerOutput, SchedulerOutput
+from octavo.core.step import Executor, ModelRunnerOutput, SchedulerOutput
 from octavo.engine import Engine
 from octavo.request import EngineRequest
 from octavo.sampling_params import SamplingParams
 
 BLOCK_SIZE = 16
 NUM_PROMPT_TOKENS = 16
+
+Create = Callable[[int, EngineConfig], Executor]
 
 
 class NullExecutor:
@@ -37,9 +40,13 @@ class NullExecutor:
         pass
 
 
-def loaded_engine(num_running: int, num_steps: int) -> Engine:
+def null_executor(num_blocks: int, config: EngineConfig) -> Executor:
+    return NullExecutor(num_blocks)
+
+
+def loaded_engine(num_running: int, num_steps: int, create: Create = null_executor) -> Engine:
     """An engine with `num_running` sequences that run for `num_steps` steps and longer."""
-    num_tokens = NUM_PROMPT_TOKENS + num_steps + 2
+    num_tokens = NUM_PROMPT_TOKENS + num_steps + 4
     config = EngineConfig(
         block_size=BLOCK_SIZE,
         max_model_len=num_tokens,
@@ -47,7 +54,7 @@ def loaded_engine(num_running: int, num_steps: int) -> Engine:
         max_num_batched_tokens=num_running * NUM_PROMPT_TOKENS,
     )
     num_blocks = num_running * (num_tokens // BLOCK_SIZE + 1)
-    engine = Engine(config, NullExecutor(num_blocks + num_blocks // 50 + 2))
+    engine = Engine(config, create(num_blocks + num_blocks // 50 + 2, config))
     for i in range(num_running):
         engine.add_request(
             EngineRequest(
@@ -63,9 +70,10 @@ def loaded_engine(num_running: int, num_steps: int) -> Engine:
     return engine
 
 
-def step_times_us(num_running: int, num_steps: int) -> list[float]:
+def step_times_us(num_running: int, num_steps: int, create: Create = null_executor) -> list[float]:
     """Microseconds of each of `num_steps` steps in which every sequence makes one token."""
-    engine = loaded_engine(num_running, num_steps)
+    engine = loaded_engine(num_running, num_steps, create)
+    engine.step()  # a pipeline of two brings its first tokens now
     times = []
     for _ in range(num_steps):
         start = perf_counter()
@@ -75,13 +83,16 @@ def step_times_us(num_running: int, num_steps: int) -> list[float]:
     return times
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(description: str | None = __doc__, create: Create = null_executor) -> None:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--running", type=int, default=256)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument(
+        "--gpu-runner", action="store_true", help="with the GPU's runner, on a device that does nothing"
+    )
     args = parser.parse_args()
-    runs = [step_times_us(args.running, args.steps) for _ in range(args.repeat)]
+    runs = [step_times_us(args.running, args.steps, create) for _ in range(args.repeat)]
     # Medians: a step in which another process had the core says nothing about the scheduler.
     medians = [median(run) for run in runs]
     typical = median(medians)
