@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gpu_checks import BF16, DTYPES, FP8, FP16, FP32, close, equal, name_of
 from gpu_timing import Bench, Row
-from kernels.device_sampling import row_sampling, sample_on_cpu
+from kernels.device_sampling import asked_by, sample_on_cpu
 from kernels.paged import metadata_of
 from runner.reference_sampler import Case
 from torch import Tensor
@@ -183,7 +183,7 @@ def sample_on(bench: Bench, cases: Sequence[Case], first_row: int = 0) -> Sample
             tensor.fill_(torch.nan if tensor.is_floating_point() else -77)
     rows = torch.arange(first_row, first_row + len(cases), dtype=torch.int32, device=device)
     for row, case in enumerate(cases):
-        tables.set_row(first_row + row, row_sampling(case))
+        tables.set_row(first_row + row, asked_by(case))
     logits = torch.tensor(np.array([case.logits for case in cases]), device=device)
     positions = torch.tensor([len(case.prompt) + len(case.output) for case in cases], device=device)
     sampled = sample(logits, tables, scratch, positions, rows)

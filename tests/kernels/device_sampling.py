@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from kernels.triton_support import interpreted
 from runner.reference_sampler import Case
-from runner.sampling_driver import row_of
+from runner.sampling_driver import new_row_of, row_of
 
 from octavo.kernels import truncated_draw
 from octavo.kernels.sampling import SamplingScratch, sample
-from octavo.kernels.sampling_tables import FOR_EVER, RowSampling, SamplingTables
+from octavo.kernels.sampling_tables import RowSampling, SamplingTables
+from octavo.runner.row_sampling import row_sampling
 from octavo.runner.sampler import Sampler
 
 
@@ -20,33 +21,9 @@ def poison(tensor):
     return tensor.fill_(float("nan") if tensor.is_floating_point() else -77)
 
 
-def row_sampling(case: Case) -> RowSampling:
+def asked_by(case: Case) -> RowSampling:
     """What the tables hold of a case."""
-    params, vocab_size = case.params, len(case.logits)
-    allowed = np.ones(vocab_size, np.bool_)
-    if params.allowed_token_ids is not None:
-        allowed[:] = False
-        allowed[list(params.allowed_token_ids)] = True
-    allowed[[word[0] for word in case.bad_words if len(word) == 1]] = False
-    biases = [(token, value, FOR_EVER) for token, value in params.logit_bias.items()]
-    if params.min_tokens:
-        biases += [(token, -np.inf, len(case.prompt) + params.min_tokens) for token in case.stop_token_ids]
-    return RowSampling(
-        temperature=0.0 if params.greedy else params.temperature,
-        seed=case.seed,
-        token_ids=np.array(case.prompt + case.output, np.int32),
-        num_prompt_tokens=len(case.prompt),
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        frequency_penalty=params.frequency_penalty,
-        presence_penalty=params.presence_penalty,
-        num_best=params.logprobs,
-        allowed=None if allowed.all() else allowed,
-        biases=tuple(biases),
-        bad_words=tuple(tuple(word) for word in case.bad_words if len(word) > 1),
-    )
+    return row_sampling(new_row_of(case), len(case.logits))
 
 
 class Device:
@@ -63,7 +40,7 @@ class Device:
                 poison(getattr(table, field.name))
         for row, case in zip(self.rows, cases, strict=True):
             if row >= 0:
-                self.tables.set_row(row, row_sampling(case))
+                self.tables.set_row(row, asked_by(case))
 
     def sample(self, dtype=torch.float32):
         logits = torch.tensor(np.array([case.logits for case in self.cases]), dtype=dtype)

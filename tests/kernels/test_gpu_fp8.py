@@ -1,10 +1,9 @@
-import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from kernels.triton_support import interpreted
+from kernels.interpreted_rows import random, run
 
 from octavo.kernels.quantise_rows import (
     FP8,
@@ -17,29 +16,14 @@ from octavo.kernels.quantise_rows import (
 from octavo.kernels.scaled_mm import scaled_mm_gpu, scaled_mm_reference
 from octavo.kernels.silu_and_mul import silu_and_mul_fp8, silu_and_mul_fp8_gpu, silu_and_mul_reference
 
+pytestmark = pytest.mark.usefixtures("outputs_begin_as_nan")
+
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 SIZES = [(1, 1), (1, 576), (3, 15), (5, 17), (17, 1000), (2, 4096)]
 # One step of FP8 e4m3, relative, and the smallest number but zero.
 FP8_TOLERANCE = {"rtol": 2**-3, "atol": 2**-9}
 # FP8 rounds to the nearest of numbers that are at most 1/8 apart.
 HALF_STEP = 2**-4
-
-
-@pytest.fixture(autouse=True)
-def _outputs_begin_as_nan():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def random(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def run(operation, *arguments):
-    # Infinities and what is not a number are part of the tests.
-    with interpreted(), np.errstate(all="ignore"):
-        return operation(*arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

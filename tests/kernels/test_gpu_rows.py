@@ -1,13 +1,13 @@
 import re
 
-import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from kernels.interpreted_rows import random, run
 from kernels.paged import metadata_of
-from kernels.triton_support import compiled_kernels, interpreted
+from kernels.triton_support import compiled_kernels
 
 from octavo.kernels.embedding import embedding_gpu, embedding_reference
 from octavo.kernels.kv_layout import read_blocks
@@ -18,6 +18,8 @@ from octavo.kernels.rope_kv_write import HeadNorm, WriteForm, rope_kv_write_fp8,
 from octavo.kernels.rope_kv_write_gpu import rope_kv_write_gpu
 from octavo.kernels.silu_and_mul import silu_and_mul_fp8_gpu, silu_and_mul_gpu, silu_and_mul_reference
 
+pytestmark = pytest.mark.usefixtures("outputs_begin_as_nan")
+
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 SIZES = [(1, 1), (1, 576), (3, 15), (5, 17), (17, 1000), (2, 4096)]
 TOLERANCE = {
@@ -27,23 +29,6 @@ TOLERANCE = {
 }
 # One step of FP8 e4m3, relative, and the smallest number but zero.
 FP8_TOLERANCE = {"rtol": 2**-3, "atol": 2**-9}
-
-
-@pytest.fixture(autouse=True)
-def _outputs_begin_as_nan():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def random(*shape, dtype, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def run(operation, *arguments):
-    # Infinities and what is not a number are part of the tests.
-    with interpreted(), np.errstate(all="ignore"):
-        return operation(*arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

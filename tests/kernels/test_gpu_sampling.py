@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels.device_sampling import Device, row_sampling, sample_on_cpu, tokens_left
+from kernels.device_sampling import Device, asked_by, sample_on_cpu, tokens_left
 from kernels.triton_support import interpreted
 from runner.reference_sampler import Case
 from runner.sampling_driver import row_of
@@ -130,7 +130,7 @@ def test_of_equal_tokens_at_the_edge_the_lowest_ids_are_drawn_from(size, top_p):
 
 @pytest.mark.slow
 def test_nothing_cut_off_means_every_token_may_be_drawn():
-    assert row_sampling(Case([0.0] * 12, SamplingParams(top_k=12, top_p=1.0))).fits
+    assert asked_by(Case([0.0] * 12, SamplingParams(top_k=12, top_p=1.0))).fits
     cases = [Case([0.0] * 12, SamplingParams(top_k=top_k), seed=seed) for seed in range(8) for top_k in (0, 12, 500)]
     drawn = Device(cases).sample().token_ids.view(8, 3)
     assert (drawn == drawn[:, :1]).all()
@@ -278,7 +278,7 @@ def test_a_place_that_samples_nothing_draws_token_0_and_changes_nothing():
 def test_what_the_tables_cannot_hold_is_left_to_the_host():
     def fits(logprobs=None, **fields):
         case = Case([0.0] * 600, SamplingParams(logprobs=logprobs, logit_bias=fields.pop("logit_bias", {})), **fields)
-        return row_sampling(case).fits
+        return asked_by(case).fits
 
     assert fits(logprobs=20) and not fits(logprobs=21) and not fits(logprobs=-1)
     assert fits(bad_words=[[1] * 8]) and not fits(bad_words=[[1] * 9])

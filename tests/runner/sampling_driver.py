@@ -10,8 +10,8 @@ from octavo.runner.sampling_row import SamplingRow
 from octavo.sampling_params import SamplingParams
 
 
-def row_of(case, row=0):
-    new = NewRow(
+def new_row_of(case, row=0):
+    return NewRow(
         row=row,
         token_ids=case.prompt + case.output,
         num_prompt_tokens=len(case.prompt),
@@ -22,7 +22,10 @@ def row_of(case, row=0):
         bad_words_token_ids=case.bad_words,
         prompt_logprobs=False,
     )
-    return SamplingRow(new, len(case.logits))
+
+
+def row_of(case):
+    return SamplingRow(new_row_of(case), len(case.logits))
 
 
 def sample(cases):
