@@ -1,6 +1,7 @@
 """The online workloads: when each request arrives, the same for every server, and streams that are sent at those times.
 
-W5 is a Poisson process; W6 is the same with a long prompt at fixed intervals. Knows no server.
+W5 is a Poisson process; W6 is the same with a long prompt at fixed intervals, answered as long as the others. Knows
+no server.
 """
 
 from __future__ import annotations

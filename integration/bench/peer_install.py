@@ -102,7 +102,7 @@ def _install_llama(peers: Peers) -> None:
     folder = peers.folder / "llama"
     source = peers.llama_binaries.parent.parent
     if not (peers.llama_binaries / "llama-server").exists():
-        download = ["download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "-d", folder]
+        download = ["download", "--no-deps", "--no-binary", LLAMA_BINDINGS, "-d", folder]
         archive = folder / f"{LLAMA_BINDINGS}-{LLAMA_VERSION}.tar.gz"
         if not archive.exists():
             _run(peers, "llama", sys.executable, "-m", "pip", *download, f"{LLAMA_BINDINGS}=={LLAMA_VERSION}")

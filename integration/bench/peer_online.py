@@ -30,6 +30,7 @@ from octavo.checkpoint import open_checkpoint
 from octavo.stats import percentile
 from octavo.text.tokenizer import open_tokenizer
 from octavo.workloads import Item
+from octavo_triton.launch import LaunchError
 
 sys.path.append(str(contestants.ADAPTERS))
 
@@ -41,6 +42,8 @@ NUM_SLOTS = 32
 SLOT_TOKENS = 2304
 SERVER_DIR = Path(".server")
 MODEL = "bench"
+# Of a server that does not start, or answers with something else than streams of tokens.
+FAILURES = (OSError, ImportError, RuntimeError, AssertionError, LookupError, ValueError, StreamFailed, LaunchError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,5 +161,5 @@ def measure(
                 load = Load()
                 figures = drive(server, requests)
                 yield workload, figures | {"ready_s": ready_s}, load.others()
-    except (OSError, RuntimeError, AssertionError, StreamFailed) as error:
-        raise PeerFailed(str(error) or type(error).__name__) from error
+    except FAILURES as error:
+        raise PeerFailed(f"{type(error).__name__}: {error}") from error

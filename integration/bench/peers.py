@@ -40,7 +40,8 @@ def turn(contestant: Contestant, number: int, args: argparse.Namespace, results:
                 results.runs.append(Run(contestant.name, name, number, figures, others))
         else:
             offline_turn(contestant, number, setting, args, results)
-    except PeerFailed as error:
+    except (PeerFailed, ValueError) as error:
+        # ValueError: what came makes no sense.
         results.missing[contestant.name] = str(error)
 
 

@@ -80,7 +80,6 @@ class PinnedReader:
         self.shapes = {name: stored.shape for name, stored in self._stored.items()}
         readable = {name: stored for name, stored in self._stored.items() if stored.dtype is not None}
         self._queue = WeightQueue(readable, ahead_bytes, self._begin)
-        self._dtype = torch.float32
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> PinnedReader:
@@ -109,7 +108,7 @@ class PinnedReader:
                 "quantised weights are not supported"
             )
         if not self._threads:
-            self._start_threads(dtype)
+            self._start_threads()
         arrived = self._queue.take(name)
         if arrived.error is not None:
             raise ModelLoadError(f"tensor {name} cannot be read from {stored.file.path}: {arrived.error}")
@@ -121,8 +120,7 @@ class PinnedReader:
             arrived.flat.record_stream(current)
         return arrived.flat.view(stored.shape).to(dtype)
 
-    def _start_threads(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+    def _start_threads(self) -> None:
         for number in range(min(_MOST_THREADS, len(os.sched_getaffinity(0)))):
             thread = threading.Thread(target=self._carry_chunks, name=f"octavo-weights-{number}", daemon=True)
             self._threads.append(thread)
@@ -134,7 +132,8 @@ class PinnedReader:
         assert stored.dtype is not None
         size = stored.size_bytes // stored.dtype.itemsize
         with torch.inference_mode(), self._on_stream():
-            arriving.flat = torch.empty(size, dtype=self._dtype, device=self._device)
+            # In the file's type: a copy that converts as well would first do so on the host, and wait for it.
+            arriving.flat = torch.empty(size, dtype=stored.dtype, device=self._device)
         step = self._chunk_bytes // stored.dtype.itemsize
         return [Chunk(arriving, begin, min(begin + step, size)) for begin in range(0, size, step)]
 
