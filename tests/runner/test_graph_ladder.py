@@ -83,6 +83,27 @@ def test_where_memory_ends_the_small_graphs_remain():
     assert ladder.find(2) is not None and ladder.find(3) is None
 
 
+def test_a_capture_that_fails_for_any_reason_leaves_what_there_is(monkeypatch):
+    device, _, ladder = make_ladder([1, 2, 4])
+    assert ladder.capture_next()
+
+    def forbidden(work):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(device, "capture", forbidden)
+    assert not ladder.capture_next() and not ladder.capture_next()
+    assert ladder.num_fallbacks == 1
+    assert ladder.find(1) is not None and ladder.find(2) is None
+
+
+def test_the_size_that_is_missing_now_can_be_captured_before_smaller_ones():
+    _, doubling, ladder = make_ladder([1, 2, 4, 8])
+    assert ladder.capture_next(3)
+    assert doubling.prepared == [4] and ladder.find(1)[0] == 4
+    assert ladder.capture_next() and ladder.capture_next(9) is False
+    assert doubling.prepared == [4, 1] and ladder.find(1)[0] == 1 and ladder.find(2)[0] == 4
+
+
 def test_work_is_launched_once_on_prepared_inputs_before_it_is_captured():
     seen = []
     ladder = GraphLadder(FakeDevice(), [1], lambda size: lambda: seen.append("work"), lambda size: seen.append(size))

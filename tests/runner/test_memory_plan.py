@@ -43,6 +43,12 @@ def test_narrower_numbers_make_more_blocks():
     assert plan_memory(use(), fp8, config()).num_tokens >= 2 * plan_memory(use(), LAYOUT, config()).num_tokens
 
 
+def test_a_small_model_gets_no_more_blocks_than_its_sequences_and_their_prefixes_can_use():
+    sizes = {"max_model_len": 64, "max_num_seqs": 8}
+    assert plan_memory(use(), SMALL, config(**sizes)).num_blocks == 4 * 8 * 16 + 1
+    assert plan_memory(use(), SMALL, config(**sizes, kv_cache_memory_bytes=GIB)).kv_cache == GIB
+
+
 def test_a_size_that_is_set_is_taken_whatever_the_share():
     assert plan_memory(use(), LAYOUT, config(kv_cache_memory_bytes=120 * GIB)).kv_cache == 120 * GIB
     both = config(num_gpu_blocks_override=70, kv_cache_memory_bytes=120 * GIB, gpu_memory_utilization=0.01)

@@ -110,7 +110,8 @@ def plan_decode(seq_lens: Tensor, scratch: DecodeScratch) -> None:
             seq_lens,
             len(seq_lens),
             WINDOW=plan.window or 0,
-            ROWS=next_power_of_2(len(seq_lens)),
+            # Not the step's: whatever its number, no kernel is compiled in the middle of serving.
+            ROWS=next_power_of_2(len(plan.combined)),
             num_warps=4,
         )
 

@@ -83,7 +83,10 @@ def _device(config: EngineConfig) -> torch.device:
         raise ModelLoadError(f"device: {config.device!r} is not there: torch sees {num_devices} GPUs{built}")
     if not language.HAS_TRITON:
         raise ModelLoadError(f"device: {config.device!r} needs the package triton: install octavo[triton-language]")
-    return torch.device("cuda", device.index or 0)
+    device = torch.device("cuda", device.index or 0)
+    # Kernels are launched on the current one, whatever their tensors' is.
+    torch.cuda.set_device(device)
+    return device
 
 
 def dtype_of(config: EngineConfig, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 
@@ -46,20 +47,10 @@ def start_on_device(
 
     on_progress("memory plan", 0.0)
     probe, _ = runner_on(_PROBE_BLOCKS)
-    held = device.memory.allocated_bytes - weights
-    # Twice: the first time compiles, and lets libraries take workspaces that they keep.
-    for work in (probe.largest_step, probe.largest_decode):
-        device.launch(work())
-        device.synchronize()
-    use = MemoryUse(
-        total=device.memory.total_bytes,
-        other_processes=device.memory.total_bytes - device.memory.free_bytes - device.memory.allocated_bytes,
-        weights=weights,
-        activations=device.peak_bytes(probe.largest_step()),
-        graphs=estimated_graph_bytes(device.peak_bytes(probe.largest_decode()), len(ladder_sizes(config.max_num_seqs))),
-        tables=held,
-    )
+    use = _measured(probe, device, weights, len(ladder_sizes(config.max_num_seqs)))
     del probe
+    # It is part of a cycle: what it holds on the device would be there beside the KV cache, for a while.
+    gc.collect()
     plan = plan_memory(use, layout, config)
     for line in plan.lines(config.max_model_len):
         logger.info("%s", line)
@@ -70,3 +61,21 @@ def start_on_device(
     runner.warm_up()
     on_progress("warm up", 1.0)
     return runner
+
+
+def _measured(probe: DeviceRunner, device: Device, weights: int, num_graphs: int) -> MemoryUse:
+    """weights: bytes. `probe` has been made, and nothing was launched since."""
+    # Twice: the first time compiles, and lets libraries take workspaces that they keep.
+    for work in (probe.largest_step, probe.largest_decode):
+        device.launch(work())
+        device.synchronize()
+    # Only now: with those workspaces, and with what a step leaves behind for the next one.
+    held = device.memory.allocated_bytes - weights
+    return MemoryUse(
+        total=device.memory.total_bytes,
+        other_processes=device.memory.total_bytes - device.memory.free_bytes - device.memory.allocated_bytes,
+        weights=weights,
+        activations=device.peak_bytes(probe.largest_step()),
+        graphs=estimated_graph_bytes(device.peak_bytes(probe.largest_decode()), num_graphs),
+        tables=held,
+    )

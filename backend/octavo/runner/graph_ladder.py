@@ -1,4 +1,4 @@
-"""GraphLadder: one captured graph for each of a ladder of batch sizes, captured small first, one at a time.
+"""GraphLadder: one captured graph for each of a ladder of batch sizes, captured one at a time, small first.
 
 A batch is replayed by the smallest graph that holds it. Knows nothing of what the work is nor of what fills its inputs.
 """
@@ -6,10 +6,8 @@ A batch is replayed by the smallest graph that holds it. Knows nothing of what t
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
-
-import torch
 
 from octavo.runner.device import Device
 
@@ -40,37 +38,41 @@ class GraphLadder:
         self._device = device
         self._work_of = work_of
         self._prepare = prepare
-        self._missing = list(reversed(sizes))
+        self._missing = list(sizes)
         self._sizes: list[int] = []
-        self._replays: list[Callable[[], None]] = []
+        self._replays: dict[int, Callable[[], None]] = {}
         self.num_fallbacks = 0
-        """Captures that found no memory: larger batches go on without a graph."""
+        """Captures that failed: larger batches go on without a graph."""
 
     @property
     def largest(self) -> int:
         """The largest batch that has a graph; 0 without any."""
         return self._sizes[-1] if self._sizes else 0
 
-    def capture_next(self) -> bool:
-        """Captures the next larger size; False when none was left. Where memory ends, the larger ones are given up."""
-        if not self._missing:
+    def capture_next(self, num_rows: int = 1) -> bool:
+        """Captures the smallest missing size for at least `num_rows`; False when none was left, or it failed.
+
+        Where a capture fails, for memory or for what the work does, larger sizes are given up.
+        """
+        index = bisect_left(self._missing, num_rows)
+        if index == len(self._missing):
             return False
-        size = self._missing.pop()
+        size = self._missing.pop(index)
         try:
             replay = self._captured(size)
-        except torch.OutOfMemoryError:
-            logger.warning("no memory for the graph of %d rows: larger batches run without", size)
+        except RuntimeError as error:
+            logger.warning("no graph of %d rows, larger batches run without (%s)", size, str(error).partition("\n")[0])
             self.num_fallbacks += 1
-            self._missing.clear()
+            del self._missing[index:]
             return False
-        self._sizes.append(size)
-        self._replays.append(replay)
+        insort(self._sizes, size)
+        self._replays[size] = replay
         return True
 
     def find(self, num_rows: int) -> tuple[int, Callable[[], None]] | None:
         """(size, replay) of the smallest graph for at least `num_rows` rows; None if there is none (yet)."""
         index = bisect_left(self._sizes, num_rows)
-        return (self._sizes[index], self._replays[index]) if index < len(self._sizes) else None
+        return (self._sizes[index], self._replays[self._sizes[index]]) if index < len(self._sizes) else None
 
     def _captured(self, size: int) -> Callable[[], None]:
         work = self._work_of(size)

@@ -81,6 +81,9 @@ class KVCacheLayout:
             # A CPU's allocator has no error of its own; a GPU's has, and other errors of it mean other things.
             if device.type != "cpu" and not isinstance(error, torch.OutOfMemoryError):
                 raise
+            if device.type == "cuda":
+                # What was got so far is kept by the allocator in pieces that fit this size only.
+                torch.cuda.empty_cache()
             raise ModelLoadError(
                 f"no memory for {num_blocks} KV blocks of {self.block_bytes} bytes: "
                 "lower num_gpu_blocks_override or kv_cache_memory_bytes"

@@ -25,6 +25,8 @@ _LARGEST_FRACTION_OF_FREE = 0.98
 _GRAPH_BYTES = 8 * _MIB
 # Small graphs are captured first: what they leave in the pool does not serve a larger one in every case.
 _GRAPH_POOL_FACTOR = 2
+# Blocks, to those that all running sequences can use at their longest.
+_MOST_CACHED = 4
 _SMALLER = 0.95
 _MOST_RETRIES = 4
 
@@ -114,9 +116,18 @@ def plan_memory(use: MemoryUse, layout: KVCacheLayout, config: EngineConfig) -> 
         if available < share:
             remedy = "free memory that other processes hold"
     try:
-        return MemoryPlan(use, layout, layout.num_blocks_in(size_bytes, config.max_model_len, remedy))
+        num_blocks = layout.num_blocks_in(size_bytes, config.max_model_len, remedy)
+        if config.kv_cache_memory_bytes is None:
+            num_blocks = min(num_blocks, _most_blocks(layout, config))
+        return MemoryPlan(use, layout, num_blocks)
     except ModelLoadError as error:
         raise ModelLoadError(f"{error} (device memory {_described(use)})") from None
+
+
+def _most_blocks(layout: KVCacheLayout, config: EngineConfig) -> int:
+    """What all sequences can use, and some times as much of cached prefixes: more only costs the host memory."""
+    assert config.max_num_seqs is not None and config.max_model_len is not None
+    return _MOST_CACHED * config.max_num_seqs * -(-config.max_model_len // layout.block_size) + 1
 
 
 def estimated_graph_bytes(step_bytes: int, num_graphs: int) -> int:
