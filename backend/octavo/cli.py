@@ -124,7 +124,8 @@ def compile_kernels(
                 show(name)
 
             compiler.compile_kernels(config, _shapes_of(config), int(found[1]), told)
-        print(f"{num_kernels} kernels for {arch}")
+        where = "the user's cache folder" if out is None else f"{out}: serve with {_KERNEL_CACHE}={out.absolute()}"
+        print(f"{num_kernels} kernels for {arch} in {where}")
 
 
 def _config_of(model: str | None, engine_args: Mapping[str, object]) -> EngineConfig:
