@@ -22,8 +22,10 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
-QUANTIZATIONS = ("fp8", "gguf")
+QUANTIZATIONS = ("fp8", "int8", "int4", "gguf")
 KV_CACHE_DTYPES = ("auto", "fp8")
+TOOL_CALL_PARSERS = ("auto", "none", "hermes", "llama3_json", "mistral")
+REASONING_PARSERS = ("auto", "none", "deepseek_r1", "mistral", "qwen3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +36,11 @@ class EngineConfig:
     step that has running streams in it takes no more prompt tokens than let it end within `itl_budget_s` (None: on a
     GPU twice what it takes without prompts, on a CPU no limit). With `async_scheduling` a step is scheduled while the
     one before it is computed (None: on a GPU). `max_waiting` bounds the queue: one more request is refused as
-    Overloaded. `executor` names the factory, "module:function", of what runs the steps. `engine_python` is the
-    interpreter that runs the engine process (default: OCTAVO_ENGINE_PYTHON, then this one). A step that takes longer
-    than `step_timeout_s` counts as hung, and the engine process is started anew, at most `max_restarts` times in
-    `restart_window_s`.
+    Overloaded. Calls of tools and reasoning are told from the rest of a message as the model's chat template writes
+    them ("auto"), as a parser of vLLM's name does, or not at all ("none"). `executor` names the factory,
+    "module:function", of what runs the steps. `engine_python` is the interpreter that runs the engine process (default:
+    OCTAVO_ENGINE_PYTHON, then this one). A step that takes longer than `step_timeout_s` counts as hung, and the engine
+    process is started anew, at most `max_restarts` times in `restart_window_s`.
     """
 
     model: str | None = None
@@ -61,6 +64,8 @@ class EngineConfig:
     num_threads: int | None = None
     served_model_name: str | None = None
     disable_log_stats: bool = False
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     max_waiting: int = 1024
     executor: str = "octavo.runner:create_executor"
     engine_python: str | None = None
@@ -141,7 +146,7 @@ def _choice(allowed: tuple[str, ...]) -> Callable[[str, object], str]:
 
 
 def _quantization(name: str, value: object) -> str | None:
-    """How weights are quantised while they are loaded; "gguf" for a file that says itself how it is."""
+    """How weights are quantised while they are loaded; "gguf": as the file has them, where that can stay."""
     if asks_for_nothing(value):
         return None
     scheme = str(value).strip().lower()
@@ -213,6 +218,8 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "num_threads": _count(),
     "served_model_name": _first_text,
     "disable_log_stats": parse_bool,
+    "tool_call_parser": _choice(TOOL_CALL_PARSERS),
+    "reasoning_parser": _choice(REASONING_PARSERS),
     "max_waiting": _count(0),
     "executor": parse_text,
     "engine_python": parse_text,

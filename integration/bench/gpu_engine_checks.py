@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import cast
 
 import torch
 from gpu_model import engine_config, stream_kept
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from octavo.engine import Engine
 from octavo.models.llama import LlamaForCausalLM
-from octavo.models.weights import WeightSource
+from octavo.models.weights import ShapeSource
 from octavo.request import EngineRequest
 from octavo.runner import create_executor_for, layout_of
 from octavo.runner.device_start import start_on_device
@@ -43,19 +42,19 @@ DRY_SETTINGS = SETTINGS | {
 }
 
 
-class SeededWeights:
-    """Stands for a WeightSource: the same numbers for every device, rounded to `rounded`, then in `dtype`."""
+class SeededWeights(ShapeSource):
+    """The same numbers for every device, rounded to `rounded`, then in `dtype`."""
 
     def __init__(self, rounded: torch.dtype, dtype: torch.dtype, device: torch.device) -> None:
-        self._types = rounded, dtype
+        super().__init__(dtype)
+        self._rounded = rounded
         self._device = device
         self._generator = torch.Generator().manual_seed(0)
 
     def take(self, name: str, *shape: int) -> Tensor:
         numbers = torch.randn(shape, generator=self._generator)
         numbers = 1 + 0.1 * numbers if len(shape) == 1 else numbers * shape[-1] ** -0.5
-        rounded, dtype = self._types
-        return numbers.to(rounded).to(dtype).to(self._device)
+        return numbers.to(self._rounded).to(self._dtype).to(self._device)
 
 
 @dataclass(slots=True)
@@ -81,15 +80,33 @@ def check(bench: Bench, dtype: torch.dtype) -> Row:
             pass
         found = completed(engine, requests(bench.is_dry))
         fallbacks = engine.stats().fallbacks_total
+        waits = host_waits(engine, bench.is_dry)
         engine.shutdown()
     reference = small_engine(bench, (dtype, torch.float32), None)
     errors = [error for completion in found for error in judged(reference, completion)]
     reference.shutdown()
     worst, tolerance = max(errors), TOLERANCE[dtype]
     # What is not a number is never close.
-    passed = all(error <= tolerance for error in errors)
-    checked = {"passed": passed, "largest_error": worst, "atol": tolerance, "rtol": 0.0}
+    passed = all(error <= tolerance for error in errors) and waits == "none"
+    checked = {"passed": passed, "largest_error": worst, "atol": tolerance, "rtol": 0.0, "host_waits": waits}
     return checked | {"tokens": sum(len(completion.token_ids) for completion in found), "fallbacks": fallbacks}
+
+
+def host_waits(engine: Engine, is_dry: bool) -> str:
+    """The first operation of torch's, if any, that makes the host wait for the device on the way of a step.
+
+    The requests once more, on an engine that has compiled and captured all. In a dry run the fake device refuses them.
+    """
+    if not is_dry:
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        completed(engine, requests(is_dry))
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    finally:
+        if not is_dry:
+            torch.cuda.set_sync_debug_mode("default")
+    return "none"
 
 
 def small_engine(bench: Bench, types: tuple[torch.dtype, torch.dtype], device: torch.device | None) -> Engine:
@@ -99,7 +116,7 @@ def small_engine(bench: Bench, types: tuple[torch.dtype, torch.dtype], device: t
     """
     weights = SeededWeights(*types, device or CPU)
     spec = LlamaForCausalLM.read_spec(TINY if bench.is_dry else SMALL)
-    model = LlamaForCausalLM(spec, cast(WeightSource, weights))
+    model = LlamaForCausalLM(spec, weights)
     settings = DRY_SETTINGS if bench.is_dry else SETTINGS
     config = engine_config(bench, **settings, device=(device or CPU).type)
     if bench.is_dry and device is not None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from math import nan
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import bare_octavo  # noqa: F401  before everything that imports octavo
 import torch
@@ -24,19 +24,20 @@ from octavo.config import EngineConfig, resolve
 from octavo.engine import Engine
 from octavo.models.config import DecoderSpec
 from octavo.models.llama import LlamaForCausalLM
-from octavo.models.weights import WeightSource
+from octavo.models.weights import ShapeSource
 from octavo.runner import create_executor_for
 
 DTYPE = torch.bfloat16
 
 
-class RandomWeights:
-    """Stands for a WeightSource: every tensor is made when it is asked for. `shapes` are those that were, by name.
+class RandomWeights(ShapeSource):
+    """Every tensor is made when it is asked for. `shapes` are those that were, by name.
 
     Rows of unit length keep activations near one, and so finite.
     """
 
     def __init__(self, device: torch.device) -> None:
+        super().__init__(DTYPE)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._device = device
 
@@ -57,14 +58,13 @@ def model_spec(is_dry: bool) -> DecoderSpec:
 
 
 def random_model(bench: Bench) -> LlamaForCausalLM:
-    weights = cast(WeightSource, RandomWeights(bench.device))
-    return LlamaForCausalLM(model_spec(bench.is_dry), weights)
+    return LlamaForCausalLM(model_spec(bench.is_dry), RandomWeights(bench.device))
 
 
 def tensor_shapes(is_dry: bool) -> dict[str, tuple[int, ...]]:
     """Of all weights, by the names of a checkpoint, in the order in which the model asks for them."""
     weights = RandomWeights(torch.device("meta"))
-    LlamaForCausalLM(model_spec(is_dry), cast(WeightSource, weights))
+    LlamaForCausalLM(model_spec(is_dry), weights)
     return weights.shapes
 
 
@@ -76,12 +76,15 @@ def engine_config(bench: Bench, **changes: object) -> EngineConfig:
 
 
 @contextmanager
-def random_engine(bench: Bench) -> Iterator[tuple[Engine, Row]]:
-    """An engine that has captured every graph, and a row on how it came to be. Memory is free when nobody holds it."""
+def random_engine(bench: Bench, **changes: object) -> Iterator[tuple[Engine, Row]]:
+    """An engine that has captured every graph, and a row on how it came to be. Memory is free when nobody holds it.
+
+    changes: settings, see `engine_config`.
+    """
     free_memory(bench)
     with stream_kept(bench):
         begin = perf_counter()
-        config = engine_config(bench)
+        config = engine_config(bench, **changes)
         engine = Engine(config, create_executor_for(random_model(bench), config, bench.device, DTYPE))
         ready = perf_counter()
         try:

@@ -51,8 +51,8 @@ class Contestant:
         return self.workloads == ONLINE
 
 
-def _ours(name: str, precision: str, weights: str, **options: Any) -> Contestant:
-    return Contestant(name, "Octavo", precision, weights, OURS, "octavo_engine.py", options=options)
+def _ours(name: str, precision: str, weights: str, model: str | None = None, **options: Any) -> Contestant:
+    return Contestant(name, "Octavo", precision, weights, OURS, "octavo_engine.py", model=model, options=options)
 
 
 def _openvino(name: str, weights: str, model: str, precision: str, **options: Any) -> Contestant:
@@ -92,10 +92,10 @@ CONTESTANTS = (
     _transformers("transformers", "one at a time", OFFLINE, {"W2": 8, "W3": 8}, batch_size=1),
     _transformers("transformers-static", "static batches of 16", ("W2", "W3"), {"W2": 2, "W3": 2}, batch_size=16),
     _transformers("transformers-continuous", "continuous batching", OFFLINE, {"W2": 2, "W3": 2}),
-    _ours("octavo-int8", "int8", "int8 weights", quantization="int8"),
+    _ours("octavo-int8", "int8", "int8 a channel", "bf16", quantization="int8"),
     _openvino("openvino-int8", "int8 a channel", "openvino-int8", "int8"),
     _llama("llama-int8", "Q8_0", "llama-int8", "int8"),
-    _ours("octavo-4bit", "4-bit", "4-bit weights", quantization="int4"),
+    _ours("octavo-4bit", "4-bit", "Q4_1 as in the embedded file", quantization="gguf"),
     _llama("llama-4bit", "Q4_1 as in the embedded file", None, "4-bit"),
     _openvino("openvino-4bit", "int4 groups, quantised anew", "openvino-4bit", "4-bit"),
     _online("octavo-kserve", "Octavo in KServe's server", OURS, "kserve"),

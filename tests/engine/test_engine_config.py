@@ -89,8 +89,8 @@ def test_spellings(name: str, value: str, read: str | None) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("quantization", "awq", "fp8, gguf"),
-        ("quantization", "fp8_e4m3", "fp8, gguf"),
+        ("quantization", "awq", "fp8, int8, int4, gguf"),
+        ("quantization", "fp8_e4m3", "fp8, int8, int4, gguf"),
         ("kv_cache_dtype", "fp8_e5m2", "auto, fp8, fp8_e4m3"),
         ("kv_cache_dtype", "bfloat16", "auto, fp8, fp8_e4m3"),
     ],

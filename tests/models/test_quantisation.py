@@ -141,7 +141,7 @@ def test_every_scheme_is_a_setting_and_makes_a_weight():
     for scheme in SCHEMES:
         weight = quantise(scheme, [torch.ones(32, 64), torch.ones(16, 64)])
         torch.testing.assert_close(weight.multiply(torch.ones(3, 64), None, None), torch.full((3, 48), 64.0))
-        assert quantise(scheme, [torch.ones(3, 64)]) is None
+        assert quantise(scheme, [torch.ones(16, 3)]) is None
 
 
 def steps(model, kv_dtype):

@@ -1,40 +1,17 @@
 /* y = x W^T + b: see linear.py. A number of y is one sum over the inputs in their order, from the first to the last,
  * whatever the number of rows: that is what makes rows independent, bit for bit. */
-#include "native.h"
+#include "linear.h"
 #include "threads.h"
 
-#define PANEL 32 /* outputs side by side in the packed weight: two vectors */
-#define MAX_ROWS 8
 #define PREFETCH_WORDS 1024
-/* Rows of x that stay in the second-level cache while all panels pass by. */
-#define ROWS_BYTES (512 * 1024)
-/* Tasks enough that a thread which comes late, or is taken away, leaves little undone. */
-#define TASKS_PER_THREAD 8
 
 struct linear {
-    void *output;           /* [num_rows, num_outputs] */
+    struct target target;
     const uint32_t *x;      /* [num_rows, words] */
     const uint32_t *weight; /* [ceil(num_outputs / PANEL), words, PANEL], 64-byte aligned */
-    const void *bias;       /* [num_outputs], the type of x; or null */
-    int64_t num_rows, num_outputs, words; /* words: one row of x, two bf16 or one fp32 number each */
-    int64_t is_bf16, output_is_bf16, num_threads;
+    int64_t num_rows, words; /* words: one row of x, two bf16 or one fp32 number each */
+    int64_t num_threads;
 };
-
-INLINE void store_row(const struct linear *c, int64_t row, int64_t column, f32x16 y) {
-    int64_t left = c->num_outputs - column, at = row * c->num_outputs + column;
-    if (left <= 0) return;
-    if (c->bias) {
-        if (left >= LANES) y += c->is_bf16 ? load(1, c->bias, column) : load(0, c->bias, column);
-        else y += c->is_bf16 ? load_some(1, c->bias, column, (int)left) : load_some(0, c->bias, column, (int)left);
-    }
-    if (left >= LANES) {
-        if (c->output_is_bf16) store(1, c->output, at, y);
-        else store(0, c->output, at, y);
-    } else {
-        if (c->output_is_bf16) store_some(1, c->output, at, y, (int)left);
-        else store_some(0, c->output, at, y, (int)left);
-    }
-}
 
 /* `rows` rows, known when compiled, times one panel. */
 INLINE void multiply_panel(int is_bf16, int rows, const struct linear *c, int64_t row, int64_t panel) {
@@ -53,8 +30,8 @@ INLINE void multiply_panel(int is_bf16, int rows, const struct linear *c, int64_
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
-        store_row(c, row + r, panel * PANEL, sums[r][0]);
-        store_row(c, row + r, panel * PANEL + LANES, sums[r][1]);
+        store_outputs(&c->target, row + r, panel * PANEL, sums[r][0]);
+        store_outputs(&c->target, row + r, panel * PANEL + LANES, sums[r][1]);
     }
 }
 
@@ -93,13 +70,14 @@ static void run_task(const void *argument, int64_t task) {
     int64_t end = row + plan->block_rows, end_panel = panel + plan->task_panels;
     if (end > c->num_rows) end = c->num_rows;
     for (; panel < end_panel && panel < plan->num_panels; panel++) {
-        if (c->is_bf16) multiply_rows_bf16(c, row, end, panel);
+        if (c->target.is_bf16) multiply_rows_bf16(c, row, end, panel);
         else multiply_rows_f32(c, row, end, panel);
     }
 }
 
 void octavo_linear(const struct linear *c) {
-    struct plan plan = {c, ROWS_BYTES / 4 / c->words / MAX_ROWS * MAX_ROWS, 1, (c->num_outputs + PANEL - 1) / PANEL, 0};
+    int64_t num_panels = (c->target.num_outputs + PANEL - 1) / PANEL;
+    struct plan plan = {c, ROWS_BYTES / 4 / c->words / MAX_ROWS * MAX_ROWS, 1, num_panels, 0};
     if (plan.block_rows < 4 * MAX_ROWS) plan.block_rows = 4 * MAX_ROWS;
     plan.task_panels += plan.num_panels / (c->num_threads * TASKS_PER_THREAD);
     plan.row_tasks = (plan.num_panels + plan.task_panels - 1) / plan.task_panels;

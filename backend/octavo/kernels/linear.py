@@ -16,7 +16,7 @@ from torch.nn import functional
 from octavo.kernels import native
 from octavo.kernels.huge_pages import empty_in_huge_pages
 
-# Outputs side by side in a packed weight: PANEL of linear.c.
+# Outputs side by side in a packed weight: PANEL of linear.h.
 _PANEL = 32
 
 
@@ -24,9 +24,10 @@ class _Call(ctypes.Structure):
     """`struct linear` of linear.c, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("output", "x", "weight", "bias")),
-        *((name, ctypes.c_int64) for name in ("num_rows", "num_outputs", "words")),
-        *((name, ctypes.c_int64) for name in ("is_bf16", "output_is_bf16", "num_threads")),
+        *((name, ctypes.c_void_p) for name in ("output", "bias")),
+        *((name, ctypes.c_int64) for name in ("num_outputs", "is_bf16", "output_is_bf16")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight")),
+        *((name, ctypes.c_int64) for name in ("num_rows", "words", "num_threads")),
     )
 
 
@@ -74,14 +75,14 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, dtype: t
     output = torch.empty(x.shape[0], weight.num_outputs, dtype=dtype)
     call = _Call(
         output.data_ptr(),
-        x.data_ptr(),
-        weight.data.data_ptr(),
         None if bias is None else bias.data_ptr(),
-        x.shape[0],
         weight.num_outputs,
-        weight.data.shape[1],
         x.dtype == torch.bfloat16,
         dtype == torch.bfloat16,
+        x.data_ptr(),
+        weight.data.data_ptr(),
+        x.shape[0],
+        weight.data.shape[1],
         torch.get_num_threads(),
     )
     kernel(ctypes.byref(call))

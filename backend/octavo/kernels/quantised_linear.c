@@ -3,12 +3,10 @@
 #include "linear.h"
 #include "threads.h"
 
-#define GROUP 32  /* inputs that share a scale */
-#define CHUNK 256 /* inputs that are unpacked at once for many rows: a panel of them stays in the first-level cache */
-#define MAX_BLOCK_ROWS 256
+#define GROUP 32            /* inputs that share a scale */
+#define VECTOR 64           /* bytes of a vector of codes: 16 outputs by 4 or 8 inputs */
+#define SCALES_BYTES 64     /* one fp16 number for each output of a panel */
 #define PREFETCH_BYTES 4096
-#define VECTOR 64       /* bytes of a vector of codes: 16 outputs by 4 or 8 inputs */
-#define SCALES_BYTES 64 /* one fp16 number for each output of a panel */
 
 /* How a weight is stored. In groups: each begins with its scales, then its minima where it has them. */
 enum kind { INT8_ROWS, INT8_GROUPS, INT4_GROUPS, INT4_MIN_GROUPS, NUM_KINDS };
@@ -31,8 +29,7 @@ INLINE int words_of(int is_bf16, int num_inputs) { return is_bf16 ? num_inputs /
 INLINE int64_t header_bytes(int kind) { return in_groups(kind) ? (has_minima(kind) ? 2 : 1) * SCALES_BYTES : 0; }
 INLINE int64_t codes_bytes(int kind, int64_t num_inputs) { return num_inputs / vector_inputs(kind) * 2 * VECTOR; }
 
-/* Bytes of a panel's first inputs, whole groups of them. */
-INLINE int64_t bytes_before(int kind, int64_t num_inputs) {
+INLINE int64_t panel_bytes(int kind, int64_t num_inputs) {
     return codes_bytes(kind, num_inputs) + (in_groups(kind) ? num_inputs / GROUP * header_bytes(kind) : 0);
 }
 
@@ -85,13 +82,18 @@ INLINE void unpack_4_bits(int is_bf16, int kind, const unsigned char *from, u32x
 
 typedef uint16_t u16x32 __attribute__((vector_size(64)));
 
+#ifdef __AVX512VBMI__
+INLINE __m512i look_up(const uint8_t *table, __m512i codes) {
+    return _mm512_permutex2var_epi8(_mm512_load_si512(table), codes, _mm512_load_si512(table + 64));
+}
+#endif
+
 /* A code is a sign and seven bits. In a quarter of the vector: inputs 0 and 1 of four outputs, then 2 and 3. */
 INLINE void unpack_8_bits(int is_bf16, const unsigned char *from, u32x16 *words) {
 #ifdef __AVX512VBMI__
     if (is_bf16) {
         __m512i codes = _mm512_load_si512(from);
-        __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(low_bytes), codes, _mm512_load_si512(low_bytes + 64));
-        __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(high_bytes), codes, _mm512_load_si512(high_bytes + 64));
+        __m512i low = look_up(low_bytes, codes), high = look_up(high_bytes, codes);
         high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8((char)0x80), 0xf8); /* high | codes & sign */
         words[0] = (u32x16)_mm512_unpacklo_epi8(low, high);
         words[1] = (u32x16)_mm512_unpackhi_epi8(low, high);
@@ -100,8 +102,8 @@ INLINE void unpack_8_bits(int is_bf16, const unsigned char *from, u32x16 *words)
 #endif
     u16x32 pairs;
     memcpy(&pairs, from, sizeof pairs);
-    u32x16 codes = (u32x16)__builtin_shufflevector(pairs, pairs, 0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15, 16,
-                                                   20, 17, 21, 18, 22, 19, 23, 24, 28, 25, 29, 26, 30, 27, 31);
+    u32x16 codes = (u32x16)__builtin_shufflevector(pairs, pairs, 0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15,
+                                                   16, 20, 17, 21, 18, 22, 19, 23, 24, 28, 25, 29, 26, 30, 27, 31);
     f32x16 inputs[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
@@ -126,7 +128,7 @@ INLINE f32x16 load_scales(const unsigned char *from) {
     u16x16 half;
     memcpy(&half, from, sizeof half);
     u32x16 bits = __builtin_convertvector(half, u32x16);
-    /* The exponent's bias is 112 less. A product, because that is right for numbers below the smallest normal one too. */
+    /* The exponent's bias is 112 less. A product, because that is right for numbers below the smallest normal one. */
     f32x16 magnitude = (f32x16)((bits & 0x7fff) << 13) * 0x1p112f;
     return (f32x16)((u32x16)magnitude | (bits & 0x8000) << 16);
 }
@@ -137,10 +139,10 @@ INLINE f32x16 add_group(int kind, f32x16 sum, f32x16 group, f32x16 scale, f32x16
     return has_minima(kind) ? multiply_add(sum, minimum, splat(sum_of_x)) : sum;
 }
 
-INLINE void store_panel(int kind, const struct quantised_linear *c, int64_t row, int64_t panel, f32x16 *sums) {
+static void store_panel(const struct quantised_linear *c, int64_t row, int64_t panel, const f32x16 *sums) {
     for (int half = 0; half < 2; half++) {
         int64_t column = panel * PANEL + half * LANES;
-        f32x16 y = kind == INT8_ROWS ? sums[half] * load_f32(c->row_scales + column) : sums[half];
+        f32x16 y = c->row_scales ? sums[half] * load_f32(c->row_scales + column) : sums[half];
         store_outputs(&c->target, row, column, y);
     }
 }
@@ -149,148 +151,82 @@ INLINE const uint32_t *row_of_x(int is_bf16, const struct quantised_linear *c, i
     return (const uint32_t *)c->x + row * (is_bf16 ? c->num_inputs / 2 : c->num_inputs);
 }
 
-/* sums += x times the codes of `num_inputs` inputs. */
-INLINE void add_codes(int is_bf16, int kind, const uint32_t *x, const unsigned char *codes, int64_t num_inputs,
-                      f32x16 *sums) {
+/* sums += x times the codes of `num_inputs` inputs, from `word` on in each row. */
+INLINE void add_codes(int is_bf16, int kind, int rows, const uint32_t *const *x, int64_t word,
+                      const unsigned char *codes, int64_t num_inputs, f32x16 (*sums)[2]) {
     int inputs = vector_inputs(kind), num_words = words_of(is_bf16, inputs);
-    for (int64_t i = 0; i < num_inputs; i += inputs, x += num_words, codes += 2 * VECTOR) {
+    for (int64_t i = 0; i < num_inputs; i += inputs, word += num_words, codes += 2 * VECTOR) {
         u32x16 low[8], high[8];
         __builtin_prefetch(codes + PREFETCH_BYTES);
         __builtin_prefetch(codes + PREFETCH_BYTES + VECTOR);
         unpack(is_bf16, kind, codes, low);
         unpack(is_bf16, kind, codes + VECTOR, high);
 #pragma GCC unroll 8
-        for (int word = 0; word < num_words; word++) {
-            u32x16 from = splat_word(x[word]);
-            sums[0] = multiply_add_words(is_bf16, sums[0], from, low[word]);
-            sums[1] = multiply_add_words(is_bf16, sums[1], from, high[word]);
+        for (int w = 0; w < num_words; w++) {
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++) {
+                u32x16 from = splat_word(x[r][word + w]);
+                sums[r][0] = multiply_add_words(is_bf16, sums[r][0], from, low[w]);
+                sums[r][1] = multiply_add_words(is_bf16, sums[r][1], from, high[w]);
+            }
         }
     }
 }
 
-/* One row: the codes become words in registers. */
-INLINE void multiply_one(int is_bf16, int kind, const struct quantised_linear *c, int64_t row, int64_t panel) {
-    const unsigned char *weight = c->weight + panel * bytes_before(kind, c->num_inputs);
-    const uint32_t *x = row_of_x(is_bf16, c, row);
-    const float *sum_of_x = has_minima(kind) ? c->group_sums + row * (c->num_inputs / GROUP) : NULL;
-    f32x16 sums[2] = {};
+/* Up to `rows` rows, known when compiled: the codes become words in registers. */
+INLINE void multiply_tile(int is_bf16, int kind, int rows, const struct quantised_linear *c, int64_t row, int64_t end,
+                         int64_t panel) {
+    const unsigned char *weight = c->weight + panel * panel_bytes(kind, c->num_inputs);
+    int64_t num_groups = c->num_inputs / GROUP;
+    const uint32_t *x[MAX_ROWS];
+    const float *of_x[MAX_ROWS];
+    f32x16 totals[MAX_ROWS][2] = {};
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+        int64_t from = row + r < end ? row + r : row; /* what is left of a tile computes a row once more */
+        x[r] = row_of_x(is_bf16, c, from);
+        of_x[r] = has_minima(kind) ? c->group_sums + from * num_groups : NULL;
+    }
     if (!in_groups(kind)) {
-        add_codes(is_bf16, kind, x, weight, c->num_inputs, sums);
+        add_codes(is_bf16, kind, rows, x, 0, weight, c->num_inputs, totals);
     } else {
-        for (int64_t group = 0; group < c->num_inputs / GROUP; group++, x += words_of(is_bf16, GROUP)) {
+        for (int64_t group = 0; group < num_groups; group++) {
             const unsigned char *codes = weight + header_bytes(kind);
-            f32x16 group_sums[2] = {};
-            add_codes(is_bf16, kind, x, codes, GROUP, group_sums);
+            f32x16 sums[MAX_ROWS][2] = {};
+            add_codes(is_bf16, kind, rows, x, group * words_of(is_bf16, GROUP), codes, GROUP, sums);
             for (int half = 0; half < 2; half++) {
                 f32x16 scale = load_scales(weight + 32 * half), minimum = {};
                 if (has_minima(kind)) minimum = load_scales(weight + SCALES_BYTES + 32 * half);
-                float of_x = has_minima(kind) ? sum_of_x[group] : 0;
-                sums[half] = add_group(kind, sums[half], group_sums[half], scale, minimum, of_x);
+#pragma GCC unroll 8
+                for (int r = 0; r < rows; r++)
+                    totals[r][half] = add_group(kind, totals[r][half], sums[r][half], scale, minimum,
+                                                has_minima(kind) ? of_x[r][group] : 0);
             }
             weight = codes + codes_bytes(kind, GROUP);
         }
     }
-    store_panel(kind, c, row, panel, sums);
-}
-
-/* Some inputs of one panel, unpacked. */
-struct chunk {
-    uint32_t words[CHUNK][PANEL] __attribute__((aligned(64)));
-    float scales[CHUNK / GROUP][PANEL], minima[CHUNK / GROUP][PANEL];
-    int64_t first_input, num_inputs;
-};
-
-INLINE void unpack_chunk(int is_bf16, int kind, const unsigned char *from, struct chunk *chunk) {
-    int inputs = vector_inputs(kind), num_words = words_of(is_bf16, inputs);
-    uint32_t *to = chunk->words[0];
-    for (int64_t i = 0; i < chunk->num_inputs; i += inputs, from += 2 * VECTOR, to += num_words * PANEL) {
-        if (in_groups(kind) && i % GROUP == 0) {
-            for (int half = 0; half < 2; half++) {
-                store_f32(chunk->scales[i / GROUP] + half * LANES, load_scales(from + 32 * half));
-                if (has_minima(kind))
-                    store_f32(chunk->minima[i / GROUP] + half * LANES, load_scales(from + SCALES_BYTES + 32 * half));
-            }
-            from += header_bytes(kind);
-        }
-        u32x16 words[2][8];
-        unpack(is_bf16, kind, from, words[0]);
-        unpack(is_bf16, kind, from + VECTOR, words[1]);
-#pragma GCC unroll 8
-        for (int word = 0; word < num_words; word++)
-            for (int half = 0; half < 2; half++)
-                memcpy(to + word * PANEL + half * LANES, &words[half][word], VECTOR);
-    }
-}
-
-/* sums += `rows` rows, known when compiled, times `num_words` words of a chunk. */
-INLINE void add_words(int is_bf16, int rows, const uint32_t *x, int64_t row_words, const uint32_t *weight,
-                      int64_t num_words, f32x16 (*sums)[2]) {
-    for (int64_t k = 0; k < num_words; k++, weight += PANEL) {
-        u32x16 low = load_words(weight), high = load_words(weight + LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            u32x16 from = splat_word(x[r * row_words + k]);
-            sums[r][0] = multiply_add_words(is_bf16, sums[r][0], from, low);
-            sums[r][1] = multiply_add_words(is_bf16, sums[r][1], from, high);
-        }
-    }
-}
-
-/* The chunk times `rows` rows from `row` on, added to their sums. */
-INLINE void multiply_chunk(int is_bf16, int kind, int rows, const struct quantised_linear *c, int64_t row,
-                           const struct chunk *chunk, f32x16 (*totals)[2]) {
-    const uint32_t *x = row_of_x(is_bf16, c, row) + words_of(is_bf16, (int)chunk->first_input);
-    int64_t row_words = row_of_x(is_bf16, c, 1) - row_of_x(is_bf16, c, 0), num_groups = c->num_inputs / GROUP;
-    f32x16 sums[MAX_ROWS][2];
-    if (!in_groups(kind)) {
-        memcpy(sums, totals, sizeof *sums * (size_t)rows);
-        add_words(is_bf16, rows, x, row_words, chunk->words[0], words_of(is_bf16, (int)chunk->num_inputs), sums);
-        memcpy(totals, sums, sizeof *sums * (size_t)rows);
-        return;
-    }
-    int num_words = words_of(is_bf16, GROUP);
-    for (int group = 0; group < chunk->num_inputs / GROUP; group++) {
-        memset(sums, 0, sizeof *sums * (size_t)rows);
-        add_words(is_bf16, rows, x + group * num_words, row_words, chunk->words[group * num_words], num_words, sums);
-        for (int half = 0; half < 2; half++) {
-            f32x16 scale = load_f32(chunk->scales[group] + half * LANES), minimum = {};
-            if (has_minima(kind)) minimum = load_f32(chunk->minima[group] + half * LANES);
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) {
-                int64_t at = (row + r) * num_groups + chunk->first_input / GROUP + group;
-                float of_x = has_minima(kind) ? c->group_sums[at] : 0;
-                totals[r][half] = add_group(kind, totals[r][half], sums[r][half], scale, minimum, of_x);
-            }
-        }
-    }
-}
-
-/* Several rows: the panel is unpacked once, chunk by chunk. */
-INLINE void multiply_many(int is_bf16, int kind, const struct quantised_linear *c, int64_t row, int64_t end,
-                          int64_t panel) {
-    const unsigned char *weight = c->weight + panel * bytes_before(kind, c->num_inputs);
-    struct chunk chunk;
-    f32x16 totals[MAX_BLOCK_ROWS][2];
-    memset(totals, 0, sizeof *totals * (size_t)(end - row));
-    for (chunk.first_input = 0; chunk.first_input < c->num_inputs; chunk.first_input += CHUNK) {
-        int64_t left = c->num_inputs - chunk.first_input;
-        chunk.num_inputs = left < CHUNK ? left : CHUNK;
-        unpack_chunk(is_bf16, kind, weight + bytes_before(kind, chunk.first_input), &chunk);
-        int64_t at = row;
-        for (; at + 8 <= end; at += 8) multiply_chunk(is_bf16, kind, 8, c, at, &chunk, totals + (at - row));
-        if (at + 4 <= end) multiply_chunk(is_bf16, kind, 4, c, at, &chunk, totals + (at - row)), at += 4;
-        if (at + 2 <= end) multiply_chunk(is_bf16, kind, 2, c, at, &chunk, totals + (at - row)), at += 2;
-        if (at + 1 <= end) multiply_chunk(is_bf16, kind, 1, c, at, &chunk, totals + (at - row));
-    }
-    for (int64_t at = row; at < end; at++) store_panel(kind, c, at, panel, totals[at - row]);
+    for (int r = 0; r < rows && row + r < end; r++) store_panel(c, row + r, panel, totals[r]);
 }
 
 typedef void (*multiply_rows)(const struct quantised_linear *c, int64_t row, int64_t end, int64_t panel);
 
-#define MULTIPLY(name, is_bf16, kind)                                                                      \
-    static void name(const struct quantised_linear *c, int64_t row, int64_t end, int64_t panel) {          \
-        if (end - row == 1) multiply_one(is_bf16, kind, c, row, panel);                                    \
-        else multiply_many(is_bf16, kind, c, row, end, panel);                                             \
+/* A function for one kind and type of x: all rows of a block times one panel, in tiles. */
+#define TILE(name, is_bf16, kind, rows)                                                                             \
+    static void name##_##rows(const struct quantised_linear *c, int64_t row, int64_t end, int64_t panel) {          \
+        multiply_tile(is_bf16, kind, rows, c, row, end, panel);                                                     \
+    }
+#define MULTIPLY(name, is_bf16, kind)                                                                               \
+    TILE(name, is_bf16, kind, 1)                                                                                    \
+    TILE(name, is_bf16, kind, 2)                                                                                    \
+    TILE(name, is_bf16, kind, 4)                                                                                    \
+    TILE(name, is_bf16, kind, 8)                                                                                    \
+    static void name(const struct quantised_linear *c, int64_t row, int64_t end, int64_t panel) {                   \
+        for (; row < end; row += MAX_ROWS) {                                                                        \
+            if (row + 4 < end) name##_8(c, row, end, panel);                                                        \
+            else if (row + 2 < end) name##_4(c, row, end, panel);                                                   \
+            else if (row + 1 < end) name##_2(c, row, end, panel);                                                   \
+            else name##_1(c, row, end, panel);                                                                      \
+        }                                                                                                           \
     }
 MULTIPLY(int8_rows_f32, 0, INT8_ROWS)
 MULTIPLY(int8_rows_bf16, 1, INT8_ROWS)
@@ -324,6 +260,7 @@ static void run_task(const void *argument, int64_t task) {
         multiply[c->kind][c->target.is_bf16](c, row, end, panel);
 }
 
+/* Sums of x over the groups of some rows: a minimum counts so often. */
 static void sum_groups(const void *argument, int64_t task) {
     const struct quantised_linear *c = argument;
     int64_t row = task * task_rows(c->num_inputs), end = row + task_rows(c->num_inputs);
@@ -335,9 +272,9 @@ static void sum_groups(const void *argument, int64_t task) {
 
 void octavo_quantised_linear(const struct quantised_linear *c) {
     int64_t row_bytes = c->num_inputs * (c->target.is_bf16 ? 2 : 4);
-    struct plan plan = {c, ROWS_BYTES / row_bytes / MAX_ROWS * MAX_ROWS, 1, (c->target.num_outputs + PANEL - 1) / PANEL, 0};
+    int64_t num_panels = (c->target.num_outputs + PANEL - 1) / PANEL;
+    struct plan plan = {c, ROWS_BYTES / row_bytes / MAX_ROWS * MAX_ROWS, 1, num_panels, 0};
     if (plan.block_rows < 4 * MAX_ROWS) plan.block_rows = 4 * MAX_ROWS;
-    if (plan.block_rows > MAX_BLOCK_ROWS) plan.block_rows = MAX_BLOCK_ROWS;
     plan.task_panels += plan.num_panels / (c->num_threads * TASKS_PER_THREAD);
     plan.row_tasks = (plan.num_panels + plan.task_panels - 1) / plan.task_panels;
     int64_t num_blocks = (c->num_rows + plan.block_rows - 1) / plan.block_rows;

@@ -37,6 +37,11 @@ class Kind(IntEnum):
         """What the number of inputs is a multiple of."""
         return 4 if self is Kind.INT8_ROWS else GROUP
 
+    @property
+    def has_4_bits(self) -> bool:
+        """Whether two codes share a byte."""
+        return self in (Kind.INT4_GROUPS, Kind.INT4_MIN_GROUPS)
+
 
 @dataclass(frozen=True, slots=True)
 class WeightCodes:
@@ -52,8 +57,10 @@ class WeightCodes:
 
     def dequantise(self) -> Tensor:
         """The numbers that the codes stand for, float32 [out, in]."""
-        groups = self.codes.float().unflatten(1, (self.scales.shape[1], -1)) * self.scales.float().unsqueeze(2)
-        return (groups if self.minima is None else groups + self.minima.float().unsqueeze(2)).flatten(1)
+        groups = self.codes.float().view(*self.scales.shape, -1) * self.scales.float().unsqueeze(2)
+        if self.minima is not None:
+            groups += self.minima.float().unsqueeze(2)
+        return groups.flatten(1)
 
 
 def stack_codes(parts: Sequence[WeightCodes]) -> WeightCodes:
@@ -89,27 +96,86 @@ class PackedCodes:
     num_inputs: int
 
 
-def pack_codes(weight: WeightCodes, dtype: torch.dtype) -> PackedCodes | WeightCodes:
-    """Rearranges a weight for `quantised_linear` with x of `dtype`; where no C kernel takes that it stays as it is."""
+def pack_codes(weight: WeightCodes) -> PackedCodes | WeightCodes:
+    """Rearranges a weight for `quantised_linear`; where the C kernel is missing it stays as it is."""
     num_outputs, num_inputs = weight.codes.shape
-    if num_inputs % weight.kind.input_multiple:
-        raise AssertionError(f"{weight.kind.name} takes multiples of {weight.kind.input_multiple} inputs")
-    if native.function("octavo_quantised_linear", torch.empty(0, dtype=dtype)) is None:
+    assert num_inputs % weight.kind.input_multiple == 0
+    if native.function("octavo_quantised_linear", torch.empty(0)) is None:
         return weight
-    num_panels = -(-num_outputs // _PANEL)
-
-    def padded(tensor: Tensor) -> Tensor:
-        """As many outputs as the panels have: [num_panels, _PANEL, ...]."""
-        missing = num_panels * _PANEL - num_outputs
-        return functional.pad(tensor, (0, 0, 0, missing)).view(num_panels, _PANEL, -1)
-
-    row_scales = padded(weight.scales).flatten().contiguous() if weight.kind is Kind.INT8_ROWS else None
-    codes = padded(weight.codes)
-    parts = [_pack_8_bits(codes) if weight.kind in (Kind.INT8_ROWS, Kind.INT8_GROUPS) else _pack_4_bits(codes, weight)]
-    if weight.kind is not Kind.INT8_ROWS:
-        headers = [tensor for tensor in (weight.scales, weight.minima) if tensor is not None]
-        in_panels = [padded(tensor).transpose(1, 2).contiguous().view(torch.uint8) for tensor in headers]
-        parts = [*in_panels, parts[0].view(num_panels, num_inputs // GROUP, -1)]
-    data = empty_in_huge_pages((num_panels, sum(part[0].numel() for part in parts)), torch.uint8)
-    torch.cat(parts, dim=-1, out=data.view(*parts[0].shape[:-1], -1))
+    codes = _in_panels(weight.codes)
+    parts = [_pack_4_bits(codes, weight.minima is None) if weight.kind.has_4_bits else _pack_8_bits(codes)]
+    row_scales = None
+    if weight.kind is Kind.INT8_ROWS:
+        row_scales = _in_panels(weight.scales)
+    else:
+        headers = [_in_panels(tensor) for tensor in (weight.scales, weight.minima) if tensor is not None]
+        as_bytes = [tensor.transpose(1, 2).contiguous().view(torch.uint8) for tensor in headers]
+        parts = [*as_bytes, parts[0].view(len(codes), num_inputs // GROUP, -1)]
+    shape = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
+    data = torch.cat(parts, dim=-1, out=empty_in_huge_pages(shape, torch.uint8))
     return PackedCodes(weight.kind, data, row_scales, num_outputs, num_inputs)
+
+
+def _in_panels(tensor: Tensor) -> Tensor:
+    """[out, n] -> [panels, _PANEL, n], with zeros for outputs that there are not."""
+    missing = -len(tensor) % _PANEL
+    return functional.pad(tensor, (0, 0, 0, missing)).view(-1, _PANEL, tensor.shape[1])
+
+
+def _pack_8_bits(codes: Tensor) -> Tensor:
+    """int8 [panels, _PANEL, in] -> uint8 [panels, bytes] in the order of unpack_8_bits."""
+    signed = codes.abs().view(torch.uint8) | (codes.view(torch.uint8) & 128)
+    # The half, the quarter of its vector, the output in there; a vector of four inputs, the pair of them, the input.
+    parts = signed.view(len(codes), 2, 4, 4, -1, 2, 2)
+    return parts.permute(0, 4, 1, 2, 5, 3, 6).flatten(1)
+
+
+def _pack_4_bits(codes: Tensor, has_signs: bool) -> Tensor:
+    """int8 [panels, _PANEL, in] -> uint8 [panels, bytes] in the order of unpack_4_bits."""
+    numbers = (codes + 8 if has_signs else codes).view(torch.uint8)
+    # The half, the output in there; a vector of eight inputs, two pairs of pairs, the input in its pair.
+    parts = numbers.view(len(codes), 2, 16, -1, 2, 2, 2)
+    both = parts[..., 0, :] | parts[..., 1, :] << 4
+    return both.permute(0, 3, 1, 2, 5, 4).flatten(1)
+
+
+def quantised_linear(
+    x: Tensor, weight: PackedCodes | WeightCodes, bias: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """x: [T, in], bf16, fp16 or fp32; bias: [out] of the same, or None. -> [T, out] in `dtype`: x's, or float32."""
+    dtype = dtype or x.dtype
+    if isinstance(weight, WeightCodes):
+        return quantised_linear_reference(x, weight, bias, dtype)
+    if x.dtype == torch.float16:
+        return quantised_linear(x.float(), weight, None if bias is None else bias.float()).to(dtype)
+    kernel = native.function("octavo_quantised_linear", x)
+    assert kernel is not None and x.is_contiguous() and x.shape[1] == weight.num_inputs
+    num_rows = x.shape[0]
+    output = torch.empty(num_rows, weight.num_outputs, dtype=dtype)
+    has_minima = weight.kind is Kind.INT4_MIN_GROUPS
+    group_sums = torch.empty(num_rows, weight.num_inputs // GROUP) if has_minima else None
+    call = _Call(
+        output.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        weight.num_outputs,
+        x.dtype == torch.bfloat16,
+        dtype == torch.bfloat16,
+        x.data_ptr(),
+        weight.data.data_ptr(),
+        None if weight.row_scales is None else weight.row_scales.data_ptr(),
+        None if group_sums is None else group_sums.data_ptr(),
+        num_rows,
+        weight.num_inputs,
+        weight.kind,
+        torch.get_num_threads(),
+    )
+    kernel(ctypes.byref(call))
+    return output
+
+
+def quantised_linear_reference(
+    x: Tensor, weight: WeightCodes, bias: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The same in plain PyTorch: the weight's numbers are made anew each time, in fp32."""
+    product = functional.linear(x.float(), weight.dequantise(), None if bias is None else bias.float())
+    return product.to(dtype or x.dtype)

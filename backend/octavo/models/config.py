@@ -16,13 +16,16 @@ from octavo.layers.rope import VARIANTS, RopeSpec
 
 @dataclass(frozen=True, slots=True)
 class Quantisation:
-    """What is kept in fewer bits than the model's dtype. weights: a key of quant.SCHEMES, or None.
+    """What is kept in fewer bits than the model's dtype. weights, head: keys of quant.SCHEMES, or None.
 
-    fp8_kv_cache: keys and values are FP8 e4m3, over scales that the checkpoint may bring.
+    `head` is for the last layer, `weights` for all others. fp8_kv_cache: keys and values are FP8 e4m3, over scales that
+    the checkpoint may bring. gguf_codes: weights that a GGUF file has in 8 or 4 bits stay as they are there.
     """
 
     weights: str | None = None
     fp8_kv_cache: bool = False
+    head: str | None = None
+    gguf_codes: bool = False
 
 
 NOT_QUANTISED = Quantisation()

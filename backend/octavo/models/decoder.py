@@ -45,9 +45,7 @@ class Decoder:
         angles = rope_table(spec.rope, spec.head_dim, spec.max_position_embeddings).to(table.device)
         self.layers = [_build_layer(spec, index, weights, angles) for index in range(spec.num_layers)]
         self.norm = RMSNorm(weights.take("model.norm.weight", spec.hidden_size), spec.rms_norm_eps)
-        if not spec.tied_embeddings:
-            table = weights.take("lm_head.weight", spec.vocab_size, spec.hidden_size)
-        self.lm_head = Linear([table])
+        self.lm_head = _build_head(spec, weights, table)
 
     @classmethod
     def read_spec(cls, config: Mapping[str, Any]) -> DecoderSpec:
@@ -79,6 +77,15 @@ class Decoder:
         return self.lm_head(hidden, torch.float32)
 
 
+def _build_head(spec: DecoderSpec, weights: WeightSource, table: Tensor) -> Linear:
+    """The last layer; tied, it is the embedding's table, which an embedding reads as numbers."""
+    name = "model.embed_tokens.weight" if spec.tied_embeddings else "lm_head.weight"
+    kept = weights.take_codes({name: spec.vocab_size}, spec.hidden_size)
+    if kept is None and not spec.tied_embeddings:
+        table = weights.take(name, spec.vocab_size, spec.hidden_size)
+    return Linear([table] if kept is None else kept, quantization=spec.quantisation.head)
+
+
 def _build_layer(spec: DecoderSpec, index: int, weights: WeightSource, angles: Tensor) -> DecoderLayer:
     prefix = f"model.layers.{index}."
 
@@ -87,7 +94,7 @@ def _build_layer(spec: DecoderSpec, index: int, weights: WeightSource, angles: T
         return kind(weights.take(f"{prefix}{name}.weight", spec.hidden_size), spec.rms_norm_eps)
 
     def linear(sizes: dict[str, int], num_inputs: int, has_bias: bool) -> Linear:
-        tensors = [weights.take(f"{prefix}{name}.weight", size, num_inputs) for name, size in sizes.items()]
+        tensors = weights.take_stacked({f"{prefix}{name}.weight": size for name, size in sizes.items()}, num_inputs)
         biases = [weights.take(f"{prefix}{name}.bias", size) for name, size in sizes.items()] if has_bias else []
         return Linear(tensors, biases, spec.quantisation.weights)
 

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file under Hugging Face names, dequantised. Knows the format's names and llama's row order.
+"""The tensors of a GGUF file under Hugging Face names, dequantised or as codes. Knows the names and llama's row order.
 
 Facts: the GGUF specification, "Standardized tensor names".
 """
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelLoadError
+from octavo.layers.linear import WeightCodes
+from octavo.models.gguf_codes import codes_of
 
 _TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _IN_LAYER = {
@@ -55,11 +57,22 @@ class GGUFReader:
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """Dequantises to `dtype`."""
-        tensor = _dequantize(self._tensors[name], dtype)
+        return self._in_order(name, _dequantize(self._tensors[name], dtype))
+
+    def read_codes(self, name: str) -> WeightCodes | None:
+        """The tensor as it lies in the file; None if it is not there, or its type is not one of gguf_codes.py."""
+        found = codes_of(self._tensors[name]) if name in self._tensors else None
+        if found is None:
+            return None
+        minima = None if found.minima is None else self._in_order(name, found.minima)
+        return WeightCodes(found.kind, self._in_order(name, found.codes), self._in_order(name, found.scales), minima)
+
+    def _in_order(self, name: str, tensor: Tensor) -> Tensor:
+        """Rows as Hugging Face has them."""
         num_heads = self._num_interleaved_heads.get(name.split(".")[-2])
-        if num_heads:
-            tensor = tensor.reshape(num_heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-        return tensor
+        if not num_heads:
+            return tensor
+        return tensor.reshape(num_heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
 def _hugging_face_name(name: str) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from octavo.checkpoint import Checkpoint
 from octavo.errors import ModelLoadError, shorten
+from octavo.layers.linear import WeightCodes
 from octavo.models.config import NOT_QUANTISED, DecoderSpec, Quantisation
 from octavo.models.decoder import Decoder
 from octavo.models.gguf_weights import GGUFReader
@@ -46,7 +47,7 @@ def load_model(
     with open_weights(checkpoint, device) as reader, torch.inference_mode():
         spec = replace(model_class.read_spec(checkpoint.config), quantisation=quantisation)
         spec = _with_rope_factors(spec, reader)
-        weights = WeightSource(reader, dtype, device, on_progress)
+        weights = WeightSource(reader, dtype, device, on_progress, _codes_reader(reader, quantisation))
         model = model_class(spec, weights)
         weights.finish(ignored=("lm_head.weight",) if spec.tied_embeddings else ())
     return model
@@ -58,6 +59,12 @@ def shape_model(checkpoint: Checkpoint, dtype: torch.dtype, quantisation: Quanti
     spec = replace(model_class.read_spec(checkpoint.config), quantisation=quantisation)
     with torch.inference_mode():
         return model_class(spec, ShapeSource(dtype))
+
+
+def _codes_reader(reader: WeightReader, quantisation: Quantisation) -> Callable[[str], WeightCodes | None]:
+    if quantisation.gguf_codes and isinstance(reader, GGUFReader):
+        return reader.read_codes
+    return lambda name: None
 
 
 def _with_rope_factors(spec: DecoderSpec, reader: WeightReader) -> DecoderSpec:

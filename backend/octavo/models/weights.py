@@ -17,6 +17,7 @@ from torch import Tensor
 
 from octavo.checkpoint import Checkpoint
 from octavo.errors import ModelLoadError, shorten
+from octavo.layers.linear import WeightCodes, stack_codes
 from octavo.models.gguf_weights import GGUFReader
 from octavo.models.pinned_reader import PinnedReader
 
@@ -42,9 +43,16 @@ class WeightSource:
     """Hands out tensors by name, each once, and tells how far it got. Owns the reader and the list of what is left."""
 
     def __init__(
-        self, reader: WeightReader, dtype: torch.dtype, device: torch.device, on_progress: Callable[[str, float], None]
+        self,
+        reader: WeightReader,
+        dtype: torch.dtype,
+        device: torch.device,
+        on_progress: Callable[[str, float], None],
+        read_codes: Callable[[str], WeightCodes | None] = lambda name: None,
     ) -> None:
+        """read_codes: the codes of a tensor that is to stay as it lies in the file, else None."""
         self._reader = reader
+        self._read_codes = read_codes
         self._dtype = dtype
         self._device = device
         self._on_progress = on_progress
@@ -53,15 +61,41 @@ class WeightSource:
 
     def take(self, name: str, *shape: int) -> Tensor:
         """The tensor `name` on the device, in the dtype asked for. Raises ModelLoadError if missing or misshapen."""
+        self._check(name, shape)
+        tensor = self._reader.read(name, self._dtype).to(self._device)
+        self._took(name)
+        return tensor
+
+    def take_codes(self, num_outputs: Mapping[str, int], num_inputs: int) -> WeightCodes | None:
+        """The tensors, one on top of the other, as codes of one kind; None where they are not to stay so, or cannot."""
+        for name, size in num_outputs.items():
+            if name in self._reader.shapes:
+                self._check(name, (size, num_inputs))
+        parts = [self._read_codes(name) for name in num_outputs]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts) or len({part.kind for part in found}) > 1:
+            return None
+        for name in num_outputs:
+            self._took(name)
+        return stack_codes(found)
+
+    def take_stacked(self, num_outputs: Mapping[str, int], num_inputs: int) -> list[Tensor] | WeightCodes:
+        """The weights of one layer, tensors [size, num_inputs] by name: as codes where `take_codes` has some."""
+        found = self.take_codes(num_outputs, num_inputs)
+        if found is not None:
+            return found
+        return [self.take(name, size, num_inputs) for name, size in num_outputs.items()]
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
         found = self._reader.shapes.get(name)
         if found is None:
             raise ModelLoadError(f"the checkpoint has no tensor {name} of shape {list(shape)}")
         if found != shape:
             raise ModelLoadError(f"tensor {name} has shape {list(found)}; config.json asks for {list(shape)}")
-        tensor = self._reader.read(name, self._dtype).to(self._device)
+
+    def _took(self, name: str) -> None:
         self._left.discard(name)
         self._on_progress("loading weights", 1.0 - len(self._left) / self._num_tensors)
-        return tensor
 
     def scale_of(self, *names: str) -> float:
         """The number of the first of these tensors that there is, else 1. Raises ModelLoadError if it is no scale."""

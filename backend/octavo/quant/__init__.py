@@ -15,7 +15,11 @@ from torch import Tensor
 from octavo.kernels.quantise_rows import QuantisedRows
 
 # The name in the setting `quantization` -> "module:Class".
-SCHEMES = {"fp8": "octavo.quant.fp8:Fp8Weight"}
+SCHEMES = {
+    "fp8": "octavo.quant.fp8:Fp8Weight",
+    "int8": "octavo.quant.int8:Int8Weight",
+    "int4": "octavo.quant.int4:Int4Weight",
+}
 
 
 class QuantisedWeight(Protocol):
