@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import httpx2
+import jsonschema
 import openai
 import pytest
 from host_kserve.openai_server import clients, serve
@@ -21,6 +23,21 @@ MESSAGES: Any = [
     {"role": "user", "content": "Who wrote Hamlet? 🦊"},
 ]
 SEEDED: dict[str, Any] = {"seed": 11, "temperature": 0.9, "top_p": 0.95, "max_tokens": 24}
+WEATHER: Any = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["celsius", "fahrenheit"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+TOOLS: dict[str, Any] = {
+    "model": MODEL,
+    "temperature": 0,
+    "max_tokens": 128,
+    "tools": [
+        {"type": "function", "function": {"name": "get_weather", "parameters": WEATHER, "strict": True}},
+        {"type": "function", "function": {"name": "get_time", "parameters": WEATHER, "strict": True}},
+    ],
+}
 
 pytestmark = pytest.mark.slow
 
@@ -171,6 +188,31 @@ def test_the_asynchronous_client_gets_texts_ends_and_counts_of_the_other_one(
         (usage,) = [chunk.usage for chunk in chunks if chunk.usage]
         counts = (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
         assert counts == (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.usage.total_tokens)
+
+
+def test_the_clients_loop_of_tool_calls_goes_round(client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    done = client.chat.completions.create(messages=messages, tool_choice=named, **TOOLS)  # type: ignore[call-overload]
+    (call,) = done.choices[0].message.tool_calls
+    assert (done.choices[0].finish_reason, call.function.name) == ("tool_calls", "get_weather")
+    jsonschema.validate(json.loads(call.function.arguments), WEATHER)
+    messages += [
+        done.choices[0].message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "It is 18 degrees and sunny."},
+    ]
+    answer = client.chat.completions.create(messages=messages, tool_choice="none", **TOOLS).choices[0]
+    assert answer.message.content and not answer.message.tool_calls
+
+
+def test_streamed_calls_put_together_by_the_client_are_those_of_the_whole_answer(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"messages": MESSAGES, "tool_choice": "required", "parallel_tool_calls": False, **TOOLS}
+    whole = client.chat.completions.create(**asked).choices[0]
+    with client.chat.completions.stream(**asked) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    (one,), (other,) = whole.message.tool_calls, streamed.message.tool_calls or ()
+    assert (one.function.name, one.function.arguments) == (other.function.name, other.function.arguments)
+    assert whole.finish_reason == streamed.finish_reason == "tool_calls"
 
 
 def text_of(choice: Any) -> str:

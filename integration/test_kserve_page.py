@@ -22,10 +22,13 @@ MARKUP = "<img src=x onerror=\"document.title='broken'\"><script>document.title=
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KServeServer]:
-    """Two models, one of them without a chat template, the other with a second name."""
+    """A model with two names, one without a chat template, and one whose template begins with its reasoning."""
     folder = tmp_path_factory.mktemp("server")
     (make_fake_model(folder / "plain") / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
-    (folder / "models.json").write_text(json.dumps({"plain": {"model": "plain"}}))
+    thinks = make_fake_model(folder / "thinks") / "tokenizer_config.json"
+    thinks.write_text(thinks.read_text().replace("a: {% endif %}", "a: <think>{% endif %}"))
+    more_models = {"plain": {"model": "plain"}, "thinks": {"model": "thinks", "reasoning_parser": "qwen3"}}
+    (folder / "models.json").write_text(json.dumps(more_models))
     more = ["--served_model_name", "alias", "--models", str(folder / "models.json")]
     with KServeServer(folder / "log", *fake_arguments(folder), *more) as running:
         yield running
@@ -207,7 +210,7 @@ def test_dark_and_light_follow_the_system_until_they_are_chosen(page: Page) -> N
 
 def test_every_name_can_be_picked_and_a_model_without_a_template_completes(page: Page) -> None:
     options = [option.text for option in page.find("#model").find_elements("css selector", "option")]
-    assert options == ["fake", "alias", "plain"]
+    assert options == ["fake", "alias", "plain", "thinks"]
     assert "50,000 tokens" in page.text("#context")
 
     def pick(name: str) -> None:
@@ -225,6 +228,23 @@ def test_every_name_can_be_picked_and_a_model_without_a_template_completes(page:
     assert page.text(".error") == ""
 
 
+def test_reasoning_is_folded_away_above_the_answer(page: Page, server: KServeServer) -> None:
+    page.find("#model option[value=thinks]").click()
+    page.wait(lambda: page.text("#welcome-model") == "thinks")
+    page.set_settings(temperature=0, seed=5, max_tokens=30)
+    page.chat("hello")
+    page.wait_idle()
+    assert page.text(".reasoning summary") == "Reasoning"
+    assert page.text(".text") == "(no text)"
+    page.find(".reasoning summary").click()
+    asked = {"model": "thinks", "temperature": 0, "seed": 5, "max_tokens": 30}
+    status, whole = server.post("/v1/chat/completions", asked | {"messages": [{"role": "user", "content": "hello"}]})
+    message = whole["choices"][0]["message"]
+    assert status == 200 and not message["content"]
+    shown = page.run("return document.querySelector('.reasoning p').textContent")
+    assert shown == message["reasoning_content"].strip() != ""
+
+
 def test_models_that_come_and_go_are_seen_without_a_reload(page: Page, server: KServeServer) -> None:
     def change(verb: str) -> int:
         return server.post(f"/v2/repository/models/plain/{verb}", {})[0]
@@ -235,10 +255,10 @@ def test_models_that_come_and_go_are_seen_without_a_reload(page: Page, server: K
     assert "plain" in names()
     try:
         assert change("unload") == 200
-        page.wait(lambda: names() == ["fake", "alias"])
+        page.wait(lambda: names() == ["fake", "alias", "thinks"])
     finally:
         assert change("load") == 200
-    page.wait(lambda: names() == ["fake", "alias", "plain"])
+    page.wait(lambda: names() == ["fake", "alias", "thinks", "plain"])
 
 
 @pytest.mark.parametrize("language", ["curl", "v2"])

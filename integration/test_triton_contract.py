@@ -242,8 +242,9 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "messages of a wrong shape": ({"messages": '[{"role": 5}]'}, "messages[0].role: 5 is not allowed"),
     "no messages": ({"messages": "[]"}, "messages: [] is not allowed"),
     "LoRA": ({"lora_name": "a"}, "LoRA feature is not enabled."),
-    "structured output": ({"response_format": '{"type": "json_object"}'}, "structured output is not supported yet"),
-    "guided": ({"sampling_parameters": '{"structured_outputs": "{}"}'}, "structured output is not supported yet"),
+    "structured output": ({"response_format": '{"type": "yaml"}'}, "response_format: {'type': 'yaml'} is not allowed"),
+    "no structured output": ({"sampling_parameters": '{"structured_outputs": "{}"}'}, "expected exactly one of json"),
+    "no regular expression": ({"sampling_parameters": '{"guided_regex": "("}'}, "guided_regex: '(' is not allowed"),
     "beam search": ({"use_beam_search": True}, "use_beam_search: True is not allowed"),
 }
 

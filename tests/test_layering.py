@@ -20,7 +20,7 @@ KSERVE_HOST = REPOSITORY / "kserve/octavo_kserve"
 
 BASE = {
     "errors", "parsing", "prompt", "sampling_params", "request", "outputs", "stats", "metrics", "hub_cache",
-    "checkpoint", "vllm_arguments", "devices", "config",
+    "checkpoint", "vllm_arguments", "devices", "config", "structured_outputs", "vocabulary",
 }  # fmt: skip
 
 # Module or package of octavo -> what of octavo it may import. A package's name stands for all of its modules.
@@ -39,7 +39,9 @@ LAYERS: dict[str, set[str]] = {
     "faults": BASE | {"core.step"},
     "pipeline": {"core.step"},
     "startup_clock": set(),
-    "engine": BASE | {"core", "faults", "pipeline", "startup_clock"},
+    "grammar": BASE | {"grammar", "wire"},
+    "grammar_gate": BASE | {"core", "grammar"},
+    "engine": BASE | {"core", "faults", "grammar_gate", "pipeline", "startup_clock"},
     "testing": BASE | {"core.step", "startup_clock", "testing"},
     "engine_process": BASE | {"wire", "engine"},
     "request_stream": BASE,
@@ -58,7 +60,7 @@ LAYERS: dict[str, set[str]] = {
     "bench": BASE | {"engine", "workloads"},
     "cli": BASE | {"llm", "bench", "workloads", "progress"},
     "v2": BASE | {"v2"},
-    "": BASE | {"llm", "async_engine", "request_stream"},
+    "": BASE | {"llm", "async_engine", "request_stream", "text"},
 }
 
 # Package of others -> where it may be imported. What is not named here may be imported anywhere.
@@ -69,7 +71,11 @@ OUTSIDERS: dict[str, tuple[Path, ...]] = {
     "gguf": (PACKAGE / "models", PACKAGE / "checkpoint.py"),
     "tokenizers": (PACKAGE / "text",),
     "jinja2": (PACKAGE / "text",),
-    "msgspec": tuple(PACKAGE / f"{name}.py" for name in ("outputs", "wire", "supervisor", "front_loop")),
+    "llguidance": (PACKAGE / "grammar/compiler.py", PACKAGE / "grammar/worker.py"),
+    "msgspec": (
+        *(PACKAGE / f"{name}.py" for name in ("outputs", "wire", "supervisor", "front_loop")),
+        PACKAGE / "grammar",
+    ),
     "rich": (PACKAGE / "progress.py", PACKAGE / "cli.py", PACKAGE / "bench.py"),
     "typer": (PACKAGE / "cli.py",),
     "triton_python_backend_utils": (TRITON_HOST,),

@@ -12,24 +12,24 @@ import octavo
 from octavo import errors
 
 PUBLIC_NAMES = """
-AsyncEngine ChatPrompt CompletionOutput DeadlineExceeded EngineConfig EngineDead EngineError EngineStats FinishReason
-Histogram HistogramMetric InvalidRequest LLM Logprob METRICS Metric MetricKind ModelLoadError OctavoError Overloaded
-PromptTooLong RequestCancelled RequestError RequestFailed RequestOutput RequestStream SamplingParams Timing Usage
-default_model parse_bool parse_int parse_json
+AsyncEngine ChatFormat ChatPrompt CompletionOutput DeadlineExceeded EngineConfig EngineDead EngineError EngineStats
+FinishReason Histogram HistogramMetric InvalidRequest LLM Logprob METRICS MessagePart MessageReader Metric MetricKind
+ModelLoadError OctavoError Overloaded PartKind PromptTooLong RequestCancelled RequestError RequestFailed RequestOutput
+RequestStream SamplingParams Timing Usage default_model parse_bool parse_int parse_json
 """
 
 FIELDS = {
     octavo.SamplingParams: """
         n temperature top_p top_k min_p repetition_penalty frequency_penalty presence_penalty seed max_tokens min_tokens
         stop stop_token_ids include_stop_str_in_output ignore_eos logprobs prompt_logprobs logit_bias allowed_token_ids
-        bad_words skip_special_tokens truncate_prompt_tokens
+        bad_words skip_special_tokens truncate_prompt_tokens structured_outputs
     """,
     octavo.EngineConfig: """
         model tokenizer dtype quantization kv_cache_dtype device seed max_model_len block_size max_num_seqs
         max_num_batched_tokens long_prefill_token_threshold itl_budget_s async_scheduling
         enable_prefix_caching kv_cache_memory_bytes num_gpu_blocks_override
-        gpu_memory_utilization num_threads served_model_name disable_log_stats max_waiting executor engine_python
-        step_timeout_s start_timeout_s max_restarts restart_window_s
+        gpu_memory_utilization num_threads served_model_name disable_log_stats tool_call_parser reasoning_parser
+        max_waiting executor engine_python step_timeout_s start_timeout_s max_restarts restart_window_s
     """,
 }
 

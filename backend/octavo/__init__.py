@@ -27,6 +27,9 @@ from octavo.prompt import ChatPrompt
 from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
 from octavo.stats import EngineStats, Histogram
+from octavo.text.chat_format import ChatFormat
+from octavo.text.message_part import MessagePart, PartKind
+from octavo.text.message_reader import MessageReader
 
 __version__ = "0.1.0"
 
@@ -34,6 +37,7 @@ __all__ = [
     "LLM",
     "METRICS",
     "AsyncEngine",
+    "ChatFormat",
     "ChatPrompt",
     "CompletionOutput",
     "DeadlineExceeded",
@@ -46,11 +50,14 @@ __all__ = [
     "HistogramMetric",
     "InvalidRequest",
     "Logprob",
+    "MessagePart",
+    "MessageReader",
     "Metric",
     "MetricKind",
     "ModelLoadError",
     "OctavoError",
     "Overloaded",
+    "PartKind",
     "PromptTooLong",
     "RequestCancelled",
     "RequestError",

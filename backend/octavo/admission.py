@@ -74,11 +74,25 @@ class Admission:
             params=params,
             seed=self._seeds.getrandbits(_SEED_BITS) if params.seed is None else params.seed,
             stop_token_ids=tuple(dict.fromkeys(eos_token_ids + params.stop_token_ids)),
+            end_token_ids=self._end_token_ids(params),
             bad_words_token_ids=bad_words_token_ids(self._tokenizer, params.bad_words) if params.bad_words else [],
             priority=parse_int("priority", ticket.priority),
             cache_salt=parse_text("cache_salt", ticket.cache_salt, allow_empty=True),
         )
         return request, text
+
+    def _end_token_ids(self, params: SamplingParams) -> tuple[int, ...]:
+        """What may end a text that follows a grammar: EOS, ignored or not, and stop tokens that are no part of it."""
+        if params.structured_outputs is None:
+            return ()
+        # Made here, in the caller's own thread, since it takes a while the first time.
+        special = self._tokenizer.vocabulary.special_token_ids
+        stops = (token_id for token_id in params.stop_token_ids if token_id in special)
+        return tuple(dict.fromkeys([*self._eos_token_ids, *stops]))
+
+    def tokenizer_for(self, prompt: Prompt) -> Tokenizer:
+        """What makes texts of the answers to `prompt`."""
+        return self._tokenizer.showing(prompt.marks) if isinstance(prompt, ChatPrompt) else self._tokenizer
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, as `prepare` makes them before it truncates. Raises what that raises."""

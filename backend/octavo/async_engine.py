@@ -25,6 +25,7 @@ from octavo.prompt import Prompt
 from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
 from octavo.stats import EngineStats
+from octavo.text.chat_format import open_chat_format
 from octavo.text.tokenizer import open_tokenizer
 
 _EXIT_TIMEOUT_S = 10.0
@@ -53,6 +54,7 @@ class AsyncEngine:
         weakref.finalize(self, self._loop.stop_soon).atexit = False
         # This takes about as long as the process needs to start.
         self.tokenizer = open_tokenizer(checkpoint, config.tokenizer)
+        self.chat_format = open_chat_format(resolved, self.tokenizer.chat_template)
         self._admission = Admission(checkpoint, self.tokenizer, resolved)
         self._numbers = itertools.count()
 
@@ -99,7 +101,7 @@ class AsyncEngine:
         self._admission.max_model_len = self.config.max_model_len or self._admission.max_model_len
         request, text = self._admission.prepare(ticket, prompt, params)
         stream = RequestStream(request_id, partial(self._cancel, request.request_id))
-        live = LiveRequest(self.tokenizer, request, text, stream, now)
+        live = LiveRequest(self._admission.tokenizer_for(prompt), request, text, stream, now)
         if deadline_s is not None:
             live.deadline = now + parse_float("deadline_s", deadline_s, _SHORTEST_DEADLINE_S)
         self._table.add(live)

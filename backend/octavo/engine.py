@@ -20,11 +20,13 @@ from octavo.core.step import Executor, LateExecutor, ModelRunnerOutput, Schedule
 from octavo.core.step_budget import StepBudget
 from octavo.errors import InvalidRequest, ModelLoadError, PromptTooLong
 from octavo.faults import FaultyExecutor, read_fault
+from octavo.grammar_gate import GrammarGate
 from octavo.outputs import EngineOutput, FinishReason, PositionLogprobs
 from octavo.pipeline import Pipeline
 from octavo.request import EngineRequest
 from octavo.startup_clock import OnProgress, StartupClock
 from octavo.stats import EngineStats
+from octavo.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ class Engine:
         self._budget = StepBudget(config.itl_budget_s, _LATE_SLOWDOWN if is_late else None)
         ahead = is_late if config.async_scheduling is None else config.async_scheduling
         self._pipeline = Pipeline(executor, num_ahead=int(ahead))
+        self._gate = GrammarGate()
         self._live: dict[str, LiveRequest] = {}
         self._outbox: list[EngineOutput] = []
         self._num_arrived = 0
@@ -133,6 +136,8 @@ class Engine:
         if request.request_id in self._live:
             raise InvalidRequest("request_id", request.request_id, "an id that no live request has")
         request = self._limited(request)
+        if request.params.structured_outputs is not None:
+            self._gate.prepare(request.params.structured_outputs)
         children = {}
         for index in range(request.params.n):
             if not (request.finished and request.finished[index]):
@@ -144,7 +149,16 @@ class Engine:
         self._live[request.request_id] = live
         # One child computes the prompt, the others then start from its blocks.
         first, *live.held = children.values()
-        self.scheduler.add(first)
+        self._enter(first)
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """What the model's tokens write, for structured output: once, before the first request that asks for it."""
+        self._gate.use(vocabulary)
+
+    @property
+    def grammar_pids(self) -> tuple[int, ...]:
+        """The processes that try and that follow grammars, for tests and debuggers; none before the first grammar."""
+        return self._gate.pids
 
     def abort(self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """Ends a request, or one child of it, wherever it is. An unknown or ended one is ignored.
@@ -163,6 +177,7 @@ class Engine:
 
         Raises EngineError when the device is lost.
         """
+        self._admit_grammars()
         step = self.scheduler.schedule(self._budget.num_prompt_tokens())
         if step is not None:
             if step.new_rows:
@@ -172,6 +187,9 @@ class Engine:
             done = self._pipeline.collect()
             self._budget.observe(done.step.num_scheduled_tokens, done.duration_s)
             self._update(done.step, done.output)
+            self._gate.flush()
+        elif step is None and self._live:
+            self._gate.wait()
         if not self._live:
             self._check_idle()
         outputs, self._outbox = self._outbox, []
@@ -196,7 +214,9 @@ class Engine:
         unused = sum(len(seq.block_table) * kv.block_size - seq.num_computed_tokens for seq in running)
         return EngineStats(
             num_requests_running=len(running),
-            num_requests_waiting=self.scheduler.num_waiting + sum(len(live.held) for live in self._live.values()),
+            num_requests_waiting=self.scheduler.num_waiting
+            + self._gate.num_held
+            + sum(len(live.held) for live in self._live.values()),
             num_blocks=kv.pool.num_blocks - 1,
             num_free_blocks=kv.pool.num_free,
             block_size=kv.block_size,
@@ -215,7 +235,23 @@ class Engine:
     def shutdown(self) -> None:
         """Frees the device. Live requests are forgotten."""
         self._pipeline.close()
+        self._gate.close()
         self.executor.shutdown()
+
+    def _enter(self, seq: Sequence) -> None:
+        """Lets a sequence wait for its turn, or first for its grammar."""
+        if seq.params.structured_outputs is None:
+            self.scheduler.add(seq)
+        else:
+            self._gate.hold(seq)
+
+    def _admit_grammars(self) -> None:
+        ready, refused = self._gate.turn()
+        for seq, grammar in ready.items():
+            self.scheduler.grammars[seq] = grammar
+            self.scheduler.add(seq)
+        for seq, error in refused.items():
+            self._end(self._live[seq.request.request_id], seq, FinishReason.REJECTED, str(error), error.parameter)
 
     def _limited(self, request: EngineRequest) -> EngineRequest:
         """The request with a limit on its tokens that the context can hold."""
@@ -256,9 +292,20 @@ class Engine:
                 # After a preemption the prompt is computed again, from its beginning.
                 live.prompt_logprobs[step.num_computed_tokens[i] :] = output.prompt_logprobs[i]
             if i in output.failed:
-                self._end(live, seq, FinishReason.ERROR, output.failed[i])
+                self._fail(live, seq, output.failed[i])
             elif output.sampled_token_ids[i]:
                 self._deliver(live, seq, output.sampled_token_ids[i], output.logprobs.get(i))
+
+    def _fail(self, live: LiveRequest, seq: Sequence, message: str) -> None:
+        """Nothing could be sampled. A grammar may be the reason: at its end, or where its mask did not come."""
+        grammar = self.scheduler.grammars.get(seq)
+        if grammar is not None and grammar.was_missed and not grammar.error:
+            self.scheduler.withdraw(seq)
+            self._gate.hold(seq, self.scheduler.grammars.pop(seq))
+        elif grammar is not None and grammar.is_complete:
+            self._end(live, seq, FinishReason.STOP)
+        else:
+            self._end(live, seq, FinishReason.ERROR, (grammar.error if grammar is not None else "") or message)
 
     def _deliver(
         self, live: LiveRequest, seq: Sequence, token_ids: list[int], logprobs: list[PositionLogprobs] | None
@@ -293,19 +340,30 @@ class Engine:
         )
         if reason is not None:
             self._forget(live, seq, reason)
+        elif seq in self.scheduler.grammars:
+            self.scheduler.grammars[seq].advance(token_ids)
         self._release_held(live)
 
     @staticmethod
     def _reason_to_end(live: LiveRequest, seq: Sequence, token_id: int) -> FinishReason | None:
         if token_id in live.stop_token_ids and seq.num_output_tokens >= seq.params.min_tokens:
             return FinishReason.STOP
+        if seq.params.structured_outputs is not None and token_id in seq.request.end_token_ids:
+            return FinishReason.STOP
         return FinishReason.LENGTH if seq.num_output_tokens >= (seq.params.max_tokens or 0) else None
 
-    def _end(self, live: LiveRequest, seq: Sequence, reason: FinishReason, error: str = "") -> None:
+    def _end(
+        self, live: LiveRequest, seq: Sequence, reason: FinishReason, error: str = "", parameter: str = ""
+    ) -> None:
         """Ends a sequence without a token."""
         self._outbox.append(
             EngineOutput(
-                request_id=seq.request.request_id, index=seq.index, token_ids=[], finish_reason=reason, error=error
+                request_id=seq.request.request_id,
+                index=seq.index,
+                token_ids=[],
+                finish_reason=reason,
+                error=error,
+                parameter=parameter,
             )
         )
         self._forget(live, seq, reason)
@@ -316,8 +374,10 @@ class Engine:
         self._finished[reason.value] += 1
         if seq in live.held:
             live.held.remove(seq)
-        else:
+        elif not self._gate.drop(seq):
             self.scheduler.remove(seq)
+            if seq in self.scheduler.grammars:
+                self.scheduler.grammars.pop(seq).close()
         del live.children[seq.index]
         if not live.children:
             del self._live[live.request.request_id]
@@ -325,7 +385,7 @@ class Engine:
     def _release_held(self, live: LiveRequest) -> None:
         """The prompt has been computed, or whoever did it is gone: the other children may run."""
         for seq in live.held:
-            self.scheduler.add(seq)
+            self._enter(seq)
         live.held = []
 
     def _check_idle(self) -> None:

@@ -35,6 +35,7 @@ from octavo.wire import (
     Step,
     Submit,
     ToEngine,
+    UseVocabulary,
     wire_version,
 )
 
@@ -77,6 +78,8 @@ class EngineServer:
         match message:
             case Submit(request):
                 self._add(request)
+            case UseVocabulary(vocabulary):
+                self._engine.use_vocabulary(vocabulary)
             case Abort(request_id, index, reason):
                 self._engine.abort(request_id, index, reason)
             case Shutdown():

@@ -37,6 +37,13 @@ class InvalidRequest(RequestError):
         self.allowed = allowed
         super().__init__(f"{parameter}: {shorten(value)} is not allowed; expected {allowed}")
 
+    @classmethod
+    def worded(cls, parameter: str, text: str) -> InvalidRequest:
+        """One whose whole text is given, as another process wrote it."""
+        error = cls(parameter, None, text)
+        error.args = (text,)
+        return error
+
 
 class PromptTooLong(RequestError):
     """The request needs more tokens than the model or the KV cache can ever hold."""

@@ -21,6 +21,7 @@ from octavo.errors import (
     DeadlineExceeded,
     EngineDead,
     EngineError,
+    InvalidRequest,
     ModelLoadError,
     OctavoError,
     PromptTooLong,
@@ -33,7 +34,19 @@ from octavo.live_table import LiveTable, State
 from octavo.outputs import EngineOutput, FinishReason
 from octavo.stats import Observations
 from octavo.supervisor import EngineProcess, RestartLimit, find_python
-from octavo.wire import Abort, FromEngine, Hello, LoadFailed, Progress, Ready, Start, Step, Submit, wire_version
+from octavo.wire import (
+    Abort,
+    FromEngine,
+    Hello,
+    LoadFailed,
+    Progress,
+    Ready,
+    Start,
+    Step,
+    Submit,
+    UseVocabulary,
+    wire_version,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +56,7 @@ _LONGEST_WAIT_S = 1.0
 _MAX_DEATHS = 3
 _ERRORS: dict[FinishReason, type[OctavoError]] = {
     FinishReason.ERROR: RequestFailed,
-    # Only what needs the engine's own numbers is left for the engine to refuse: the size of the KV cache.
+    # What the engine refuses without naming a parameter is the KV cache's size, which it alone knows.
     FinishReason.REJECTED: PromptTooLong,
     FinishReason.CANCELLED: RequestCancelled,
     FinishReason.DEADLINE: DeadlineExceeded,
@@ -65,6 +78,7 @@ class FrontLoop:
         self._deadlines = Deadlines(lambda wire_id: table.get(wire_id) is not None)
         self._limit = RestartLimit(config.max_restarts, config.restart_window_s)
         self._process: EngineProcess | None = None
+        self._knows_vocabulary: EngineProcess | None = None
         self._said_hello = False
         self._was_ready = False
         self._load_error = ""
@@ -203,7 +217,7 @@ class FrontLoop:
             if live is None:
                 continue
             if new.finish_reason in _ERRORS:
-                failed.append((live, _ERRORS[new.finish_reason](new.error or new.finish_reason.value)))
+                failed.append((live, _error_of(new, new.finish_reason)))
                 continue
             try:
                 reason = self._push(live, new, now, seen)
@@ -245,6 +259,9 @@ class FrontLoop:
             return
         live.sent_to = process
         try:
+            if live.request.params.structured_outputs is not None and self._knows_vocabulary is not process:
+                process.connection.queue(UseVocabulary(live.vocabulary))
+                self._knows_vocabulary = process
             process.connection.queue(Submit(live.replay()))
         except (TypeError, ValueError, OverflowError) as error:
             logger.error("request %s cannot be sent: %s", live.request_id, error)
@@ -263,7 +280,8 @@ class FrontLoop:
         """Ends a request by an error, here and in the engine, unless it has ended."""
         if not self._table.remove(live):
             return
-        reason = next((reason for reason, kind in _ERRORS.items() if type(error) is kind), FinishReason.ERROR)
+        otherwise = FinishReason.REJECTED if isinstance(error, InvalidRequest) else FinishReason.ERROR
+        reason = next((reason for reason, kind in _ERRORS.items() if type(error) is kind), otherwise)
         ends = [reason for _ in live.unfinished]
         seen = Observations()
         live.fail(time.monotonic(), seen)
@@ -330,3 +348,8 @@ class FrontLoop:
                 self._process.stop(_STOP_GRACE_S)
             else:
                 self._process.kill()
+
+
+def _error_of(output: EngineOutput, reason: FinishReason) -> OctavoError:
+    text = output.error or reason.value
+    return InvalidRequest.worded(output.parameter, text) if output.parameter else _ERRORS[reason](text)

@@ -24,6 +24,7 @@ from octavo.stats import Observations
 from octavo.text.detokenizer import Detokenizer
 from octavo.text.spelling import Spelling
 from octavo.text.tokenizer import Tokenizer
+from octavo.vocabulary import Vocabulary
 
 
 class Completion:
@@ -139,6 +140,11 @@ class LiveRequest:
     def wire_id(self) -> str:
         """Its id inside the engine."""
         return self.request.request_id
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the model's tokens write."""
+        return self._tokenizer.vocabulary
 
     @property
     def unfinished(self) -> Iterable[Completion]:

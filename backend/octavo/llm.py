@@ -27,6 +27,9 @@ from octavo.text.tokenizer import open_tokenizer
 Prompts = Prompt | Sequence[Prompt]
 Params = SamplingParams | Sequence[SamplingParams] | None
 
+# A batch is done when its last token is: prompts are not held back for the sake of a stream.
+_NOBODY_WAITS_S = 3600.0
+
 
 class LLM:
     """A model, ready to complete batches of prompts. Not thread-safe.
@@ -36,7 +39,7 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, **engine_args: Any) -> None:
-        config = EngineConfig.from_mapping({"model": model, **engine_args})
+        config = EngineConfig.from_mapping({"model": model, "itl_budget_s": _NOBODY_WAITS_S, **engine_args})
         checkpoint = open_checkpoint(config.model)
         with load_bar() as on_progress:
             self.engine = Engine.from_checkpoint(config, checkpoint, on_progress)
@@ -107,7 +110,9 @@ class LLM:
             request, text = self._admission.prepare(Ticket(str(number), number), prompt, each)
             # Nobody waits at this stream: the engine runs in the reader's own thread.
             stream = RequestStream(str(number), lambda: None)
-            lives.append(LiveRequest(self.tokenizer, request, text, stream, arrived_at))
+            lives.append(LiveRequest(self._admission.tokenizer_for(prompt), request, text, stream, arrived_at))
+            if each.structured_outputs is not None:
+                self.engine.use_vocabulary(self.tokenizer.vocabulary)
         return lives
 
     def _run(self, lives: list[LiveRequest]) -> Generator[LiveRequest, None, None]:
@@ -129,6 +134,8 @@ class LLM:
             self._abandon(lives)
 
     def _push(self, live: LiveRequest, new: EngineOutput, now: float, seen: Observations) -> bool:
+        if new.parameter:
+            raise InvalidRequest.worded(new.parameter, new.error)
         output = live.push(new, now, seen)
         if output is None:
             return False

@@ -39,7 +39,7 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     the first and comes once, on child 0, with its first token. `num_cached_tokens` counts prompt tokens that the prefix
     cache gave. `scheduled_at` is when a step first worked on the request (monotonic seconds, on one machine the same
     in all processes), and comes with a sequence's first token. `error` is a message for the client and goes with
-    FinishReason.ERROR or REJECTED.
+    FinishReason.ERROR or REJECTED; `parameter` names the one at fault, where there is one.
     """
 
     request_id: str
@@ -52,6 +52,7 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     num_cached_tokens: int = 0
     scheduled_at: float | None = None
     error: str = ""
+    parameter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,8 @@ class ChatPrompt:
 
     `messages` and `tools` are as in the OpenAI API; they are checked when the prompt is rendered. `template_kwargs`
     are further variables for the template. With `continue_final_message` the prompt ends where the last message does,
-    for the model to write on there; `add_generation_prompt` then has no meaning.
+    for the model to write on there; `add_generation_prompt` then has no meaning. `marks` are texts that an answer shows
+    even where special tokens that are written so are left out of it.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -21,6 +22,7 @@ class ChatPrompt:
     add_generation_prompt: bool = True
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continue_final_message: bool = False
+    marks: Collection[str] = ()
 
 
 # A bare list of messages is a ChatPrompt without anything else.

@@ -14,7 +14,8 @@ class EngineRequest:
     `seed` is always set (the front draws one where the caller gave none), so that a replay continues the same
     stream. `stop_token_ids` holds EOS too, unless the caller ignores it. `emitted_token_ids` and `finished` are
     for replay: per child, the tokens it has already sent and whether it has ended; empty for a new request.
-    A lower `priority` runs first. `cache_salt` separates prefix caches: only equal salts share blocks.
+    `end_token_ids` are those that may end a text that follows a grammar, and do: EOS, ignored or not, and special stop
+    tokens. A lower `priority` runs first. `cache_salt` separates prefix caches: only equal salts share blocks.
     """
 
     request_id: str
@@ -22,6 +23,7 @@ class EngineRequest:
     params: SamplingParams
     seed: int
     stop_token_ids: tuple[int, ...] = ()
+    end_token_ids: tuple[int, ...] = ()
     bad_words_token_ids: list[list[int]] = field(default_factory=list)
     priority: int = 0
     cache_salt: str = ""

@@ -20,6 +20,12 @@ from octavo.parsing import (
     parse_mapping,
     parse_texts,
 )
+from octavo.structured_outputs import (
+    STRUCTURED_OUTPUT_NAMES,
+    StructuredOutputs,
+    parse_structured_outputs,
+    read_structured_outputs,
+)
 
 GREEDY_BELOW = 1e-5
 LOWEST_TEMPERATURE = 0.01
@@ -58,6 +64,7 @@ class SamplingParams:
     bad_words: tuple[str, ...] = ()
     skip_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         for name, parse in _PARSERS.items():
@@ -84,13 +91,14 @@ class SamplingParams:
         InvalidRequest for an unknown key, naming it.
         """
         known = defaults
-        for name, value in parse_mapping("sampling_parameters", mapping).items():
+        mapping = parse_mapping("sampling_parameters", mapping)
+        for name, value in mapping.items():
             if name.startswith("_") or (value is None and name in cls.parameter_names()):
                 continue
             if name in _WITHOUT_EFFECT:
                 _check_without_effect(name, value)
-            elif name in _STRUCTURED_OUTPUT:
-                raise InvalidRequest(name, value, "nothing here: structured output is not supported yet")
+            elif name in STRUCTURED_OUTPUT_NAMES:
+                known["structured_outputs"] = read_structured_outputs(mapping)
             elif name not in _PARSERS:
                 raise InvalidRequest("sampling_parameters", name, "one of " + ", ".join(sorted(_PARSERS)))
             else:
@@ -213,11 +221,15 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "bad_words": _texts(1024),
     "skip_special_tokens": parse_bool,
     "truncate_prompt_tokens": _between(-1, _INT32_MAX),
+    "structured_outputs": parse_structured_outputs,
 }
 # Fields whose None is a value of its own; for all others None means the default.
 _NULLABLE = frozenset(
-    {"seed", "max_tokens", "logprobs", "prompt_logprobs", "allowed_token_ids", "truncate_prompt_tokens"}
-)
+    {
+        "seed", "max_tokens", "logprobs", "prompt_logprobs", "allowed_token_ids", "truncate_prompt_tokens",
+        "structured_outputs",
+    }
+)  # fmt: skip
 
 
 # vLLM's parameters that have no effect here, with the values that ask for nothing: its clients send them all the same.
@@ -234,11 +246,7 @@ _WITHOUT_EFFECT: dict[str, tuple[Callable[[str, object], Any], tuple[Any, ...]]]
     "logits_processors": (_empty, ((),)),
     "extra_args": (_empty, ((),)),
 }
-_STRUCTURED_OUTPUT = frozenset(
-    {"structured_outputs", "guided_decoding", "response_format"}
-    | {f"guided_{kind}" for kind in ("json", "json_object", "regex", "choice", "grammar")}
-)
-_KNOWN_NAMES = frozenset({*_PARSERS, *_WITHOUT_EFFECT, *_STRUCTURED_OUTPUT})
+_KNOWN_NAMES = frozenset({*_PARSERS, *_WITHOUT_EFFECT, *STRUCTURED_OUTPUT_NAMES})
 
 
 def _check_without_effect(name: str, value: object) -> None:

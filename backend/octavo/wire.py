@@ -18,6 +18,8 @@ from octavo.outputs import EngineOutput, FinishReason, TokenLogprob
 from octavo.request import EngineRequest
 from octavo.sampling_params import SamplingParams
 from octavo.stats import EngineStats
+from octavo.structured_outputs import StructuredOutputs
+from octavo.vocabulary import Vocabulary
 
 _LENGTH_BYTES = 4
 _READ_BYTES = 1 << 18
@@ -35,6 +37,12 @@ class Submit(msgspec.Struct, tag=True, frozen=True):
     """A new request, or one to be continued."""
 
     request: EngineRequest
+
+
+class UseVocabulary(msgspec.Struct, tag=True, frozen=True):
+    """What the model's tokens write. Sent before the first request with a grammar."""
+
+    vocabulary: Vocabulary
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
@@ -86,14 +94,18 @@ class Beat(msgspec.Struct, tag=True, frozen=True):
     """Alive and idle."""
 
 
-ToEngine = Start | Submit | Abort | Shutdown
+ToEngine = Start | UseVocabulary | Submit | Abort | Shutdown
 FromEngine = Hello | Progress | Ready | LoadFailed | Step | Beat
 
 
 def wire_version() -> str:
     """A digest of the names, types and unsent defaults of everything on the wire: both sides must have the same."""
-    messages: tuple[Any, ...] = (Start, Submit, Abort, Shutdown, Hello, Progress, Ready, LoadFailed, Step, Beat)
-    payloads: tuple[Any, ...] = (EngineConfig, EngineRequest, SamplingParams, EngineOutput, EngineStats)
+    messages: tuple[Any, ...] = (
+        Start, UseVocabulary, Submit, Abort, Shutdown, Hello, Progress, Ready, LoadFailed, Step, Beat,
+    )  # fmt: skip
+    payloads: tuple[Any, ...] = (
+        EngineConfig, EngineRequest, SamplingParams, StructuredOutputs, Vocabulary, EngineOutput, EngineStats,
+    )  # fmt: skip
     described: list[Any] = [TokenLogprob._fields, [str(reason) for reason in FinishReason]]
     # Annotations are strings, so that the digest does not depend on how a Python version prints types.
     described += [[cls.__name__, sorted(cls.__annotations__.items())] for cls in messages + payloads]

@@ -34,6 +34,20 @@ BOUNDS: dict[str, Schema] = {
     "prompt_logprobs": {"minimum": -1, "maximum": INT32_MAX},
     "truncate_prompt_tokens": {"minimum": -1, "maximum": INT32_MAX},
 }
+# What a client writes is not what the field holds.
+STRUCTURED: dict[str, Schema] = {
+    "structured_outputs": nullable(
+        type="object",
+        properties={
+            "json": {"type": ["object", "string", "null"]},
+            "json_object": nullable(type="boolean"),
+            "regex": nullable(type="string"),
+            "choice": array(**TEXT),
+            "grammar": nullable(type="string"),
+            "structural_tag": {"type": ["object", "string", "null"]},
+        },
+    )
+}
 
 
 def sampling_schemas(**defaults: object) -> dict[str, Schema]:
@@ -42,7 +56,7 @@ def sampling_schemas(**defaults: object) -> dict[str, Schema]:
     found = {}
     for field in fields(octavo.SamplingParams):
         default = defaults.get(field.name, _default(field))
-        schema = _schema(hints[field.name]) | BOUNDS.get(field.name, {})
+        schema = STRUCTURED.get(field.name) or _schema(hints[field.name]) | BOUNDS.get(field.name, {})
         found[field.name] = schema | ({} if default in (None, (), {}) else {"default": default})
     return found
 

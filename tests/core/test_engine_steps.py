@@ -12,7 +12,7 @@ from octavo.engine import Engine
 from octavo.errors import InvalidRequest, PromptTooLong
 from octavo.outputs import EngineOutput, FinishReason
 from octavo.sampling_params import child_seed
-from octavo.testing import fake_token
+from octavo.testing import FakeModelRunner, fake_token
 
 PROMPT = list(range(1, 22))
 
@@ -56,6 +56,19 @@ def test_a_second_request_reads_the_prefix_cache(make_engine, make_request):
     assert found["b", 0][0].num_cached_tokens == 20  # five full blocks of four
     assert tokens(found["b", 0]) == expected(PROMPT, 4)
     assert engine.stats().prefix_cache_hits_total == 20
+
+
+def test_a_prompt_whose_logprobs_are_asked_for_takes_small_steps(make_request):
+    config = EngineConfig(block_size=4, max_model_len=2000, max_num_seqs=2, max_num_batched_tokens=1000)
+    engine = Engine(config, FakeModelRunner(600, 4))
+    engine.add_request(make_request("plain", [1] * 900, max_tokens=1))
+    engine.add_request(make_request("asks", [2] * 900, max_tokens=1, prompt_logprobs=0))
+    scheduled = []
+    execute = engine.executor.execute
+    engine.executor.execute = lambda step: scheduled.append(step.num_scheduled_tokens) or execute(step)
+    while engine.has_work:
+        engine.step()
+    assert scheduled == [[900, 100], [256], [256], [256], [32]]
 
 
 def test_cache_salts_and_prompt_logprobs_do_not_read_the_cache(make_engine, make_request):

@@ -119,12 +119,6 @@ def test_what_asks_for_nothing_is_accepted_and_anything_else_refused_by_name(
     assert refusal(name, asks_for_something).parameter == name
 
 
-@pytest.mark.parametrize("name", ["structured_outputs", "guided_json", "guided_regex", "guided_decoding"])
-def test_structured_output_is_refused_by_name_unless_null(name: str) -> None:
-    assert SamplingParams.from_mapping({name: None}) == SamplingParams()
-    assert "structured output is not supported yet" in str(refusal(name, "{}"))
-
-
 def test_json_is_read_and_refused_under_the_callers_name() -> None:
     assert SamplingParams.from_json("x", '{"top_k": 5}').top_k == 5
     for text in ("{", "[]", "5", "[" * 100_000, "1" * 5000):

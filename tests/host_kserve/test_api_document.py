@@ -29,10 +29,10 @@ READERS = {"ChatRequest": read_chat, "CompletionRequest": read_completion}
 
 
 def models(*names: str) -> Models:
-    """Of an engine, nothing here asks more than whether it has been ready."""
+    """Of an engine, nothing here asks more than whether it has been ready, and how its model writes messages."""
     found = Models()
     for name in names:
-        engine = SimpleNamespace(wait_ready=lambda timeout_s: None)
+        engine = SimpleNamespace(wait_ready=lambda timeout_s: None, chat_format=octavo.ChatFormat(None, None))
         found.add(ServedModel(name, engine, 1, (f"{name}-alias",)))  # type: ignore[arg-type]
     return found
 

@@ -158,3 +158,11 @@ def test_a_server_that_was_meant_to_have_keys_does_not_start_without(tmp_path: P
         parse("--api-key-file", str(tmp_path / "keys"))
     with pytest.raises(octavo.InvalidRequest, match="at least one key"):
         parse(environment={"OCTAVO_API_KEYS": ""})
+
+
+def test_a_command_line_for_vllm_says_which_parsers_there_are() -> None:
+    flags = ["--enable-auto-tool-choice", "--tool-call-parser", "llama3_json", "--reasoning-parser=qwen3"]
+    engine = parse(*flags).models[0].engine
+    assert (engine.tool_call_parser, engine.reasoning_parser) == ("llama3_json", "qwen3")
+    with pytest.raises(octavo.ModelLoadError, match=r"tool_call_parser: 'xml' .* one of auto, none, hermes"):
+        parse("--tool-call-parser", "xml")

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import octavo
+from octavo.text.tool_formats import HERMES
 from octavo_kserve.errors import UnknownModel, Unprocessable
 from octavo_kserve.openai.chat_request import read_chat
 from octavo_kserve.openai.completion_request import MOST_PROMPTS, read_completion
@@ -26,9 +27,17 @@ TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
 READERS = {"chat": read_chat, "completion": read_completion}
 
 
-def models(*names: str) -> Models:
-    """Reading asks of an engine only whether it has been loaded."""
-    found, engine = Models(), SimpleNamespace(wait_ready=lambda timeout_s: None)
+NO_SPECIAL_TOKENS = SimpleNamespace(special_token_id=lambda text: None)
+
+
+def models(*names: str, chat_format: octavo.ChatFormat | None = None) -> Models:
+    """Reading asks of an engine only whether it has been loaded, and how its model writes messages."""
+    found = Models()
+    engine = SimpleNamespace(
+        wait_ready=lambda timeout_s: None,
+        chat_format=chat_format or octavo.ChatFormat(HERMES, None),
+        tokenizer=NO_SPECIAL_TOKENS,
+    )
     for name in names:
         found.add(ServedModel(name, engine, 1, (f"{name}-alias",)))  # type: ignore[arg-type]
     return found
@@ -38,8 +47,8 @@ def fields_of(**body: Any) -> Fields:
     return Fields.of_body(json.dumps(body).encode())
 
 
-def chat(**body: Any) -> GenerateRequest:
-    return read_chat(fields_of(**{"model": "m", "messages": MESSAGES} | body), models("m"))
+def chat(chat_format: octavo.ChatFormat | None = None, **body: Any) -> GenerateRequest:
+    return read_chat(fields_of(**{"model": "m", "messages": MESSAGES} | body), models("m", chat_format=chat_format))
 
 
 def completion(**body: Any) -> GenerateRequest:
@@ -152,24 +161,15 @@ def test_what_goes_with_the_messages_reaches_the_template() -> None:
         add_generation_prompt=False,
     ).prompts
     kwargs = {"enable_thinking": False, "reasoning_effort": "low"}
-    assert prompt == octavo.ChatPrompt(MESSAGES, TOOLS, False, kwargs)
+    assert prompt == octavo.ChatPrompt(MESSAGES, TOOLS, False, kwargs, marks=HERMES.marks)
 
 
 def test_a_message_that_is_continued_needs_no_generation_prompt() -> None:
     (prompt,) = chat(continue_final_message=True).prompts
-    assert prompt == octavo.ChatPrompt(MESSAGES, add_generation_prompt=False, continue_final_message=True)
+    assert prompt == octavo.ChatPrompt(
+        MESSAGES, add_generation_prompt=False, continue_final_message=True, marks=frozenset()
+    )
     assert chat(continue_final_message=True, add_generation_prompt=False).prompts == (prompt,)
-
-
-def test_tools_that_must_not_be_called_are_not_shown() -> None:
-    def tools(**body: Any) -> Any:
-        (prompt,) = chat(**body).prompts
-        assert isinstance(prompt, octavo.ChatPrompt)
-        return prompt.tools
-
-    assert tools(tools=TOOLS, tool_choice="none") is None
-    assert tools(tool_choice="none") is None
-    assert tools(tools=TOOLS) == tools(tools=TOOLS, tool_choice="auto") == TOOLS
 
 
 def test_how_a_request_is_treated() -> None:
@@ -215,13 +215,11 @@ def test_stream_options_say_where_the_counts_go(options: Any, expected: Streamin
         ("request_id", 5),
         ("model", 5),
         ("best_of", 3),
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {}}),
-        ("structured_outputs", {"regex": "a"}),
-        ("guided_json", {}),
-        ("guided_regex", "a"),
-        ("guided_choice", ["a"]),
-        ("guided_grammar", "a"),
+        ("response_format", {"type": "xml"}),
+        ("response_format", "text"),
+        ("structured_outputs", {"verse": "a"}),
+        ("guided_regex", 5),
+        ("guided_choice", []),
     ],
 )
 def test_a_bad_value_is_refused_by_name(reader: str, name: str, value: Any) -> None:
@@ -236,8 +234,7 @@ def test_a_bad_value_is_refused_by_name(reader: str, name: str, value: Any) -> N
         ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),
         ("logprobs", {"logprobs": 5}),
         ("max_completion_tokens", {"max_completion_tokens": 0}),
-        ("tool_choice", {"tools": TOOLS, "tool_choice": "required"}),
-        ("tool_choice", {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "look"}}}),
+        ("include_reasoning", {"include_reasoning": 2}),
         ("continue_final_message", {"continue_final_message": True, "add_generation_prompt": True}),
         ("chat_template", {"chat_template": "{{ messages }}"}),
         ("chat_template_kwargs", {"chat_template_kwargs": {"bos_token": "x"}}),

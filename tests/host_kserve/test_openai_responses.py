@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 
-from octavo import CompletionOutput, FinishReason, Logprob, RequestOutput, SamplingParams, Usage
+from octavo import ChatFormat, CompletionOutput, FinishReason, Logprob, RequestOutput, SamplingParams, Usage
 from octavo_kserve.openai.chat_response import ChatEncoder
 from octavo_kserve.openai.completion_response import CompletionEncoder
 from octavo_kserve.openai.delivery import json_bytes
-from octavo_kserve.openai.request import Call, GenerateRequest, Streaming
+from octavo_kserve.openai.request import Call, GenerateRequest, MessageSettings, Streaming
 from octavo_kserve.served_model import ServedModel
 
 TOKENIZER = SimpleNamespace(
     decode=lambda token_ids: "".join(map(chr, token_ids)), token_text=lambda token_id: chr(token_id)
 )
+
+PLAIN = MessageSettings(format=ChatFormat(None, None), shows_reasoning=True, parallel_tool_calls=True)
 
 
 def request(
@@ -26,6 +28,7 @@ def request(
     num_prompts: int = 1,
     echo: str | None = "",
     num_top_logprobs: int | None = None,
+    message: MessageSettings = PLAIN,
     **settings: Any,
 ) -> GenerateRequest:
     """A request as the readers make them; the other settings are sampling parameters, or of its call."""
@@ -46,6 +49,7 @@ def request(
         echoes=(echo,) * num_prompts,
         params=SamplingParams(**settings),
         num_top_logprobs=num_top_logprobs,
+        message=message,
     )
 
 

@@ -303,3 +303,45 @@ def test_a_full_queue_and_an_engine_that_is_gone_have_their_own_statuses(tmp_pat
         assert plain.post("/v1/completions", json={"prompt": "x"}).status_code == 503
         assert plain.get("/v1/models/fake").status_code == 503
         assert plain.get("/v1/models").json()["data"][0]["ready"] is False
+
+
+LOOK_UP: Any = {
+    "type": "object",
+    "properties": {"letter": {"enum": ["a", "b"]}},
+    "required": ["letter"],
+    "additionalProperties": False,
+}
+TOOLS: Any = [
+    {"type": "function", "function": {"name": name, "parameters": LOOK_UP, "strict": True}} for name in ("f", "g")
+]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "g"}}])
+def test_a_forced_call_is_the_same_whole_and_streamed(client: openai.OpenAI, choice: Any) -> None:
+    asked: Any = {"model": "fake", "messages": MESSAGES, "seed": 4, "tools": TOOLS, "tool_choice": choice}
+    asked |= {"parallel_tool_calls": False, "max_tokens": 500}
+    whole = client.chat.completions.create(**asked).choices[0]
+    with client.chat.completions.stream(**asked) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    found = []
+    for choice_made in (whole, streamed):
+        (call,) = choice_made.message.tool_calls or ()
+        assert choice_made.finish_reason == "tool_calls" and call.id and call.type == "function"
+        found.append((call.function.name, json.loads(call.function.arguments)))
+    assert found[0] == found[1] and (choice == "required" or found[0][0] == "g")
+    assert found[0][1] in ({"letter": "a"}, {"letter": "b"})
+
+
+def test_a_call_and_its_result_are_sent_back(client: openai.OpenAI) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"letter": "a"}'}}
+    result = {"role": "tool", "tool_call_id": "1", "content": "alpha"}
+    said: Any = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
+    done = client.chat.completions.create(model="fake", messages=said, tools=TOOLS, seed=1, max_tokens=5)
+    assert done.choices[0].message.content and done.choices[0].message.tool_calls is None
+
+
+def test_a_schema_that_cannot_be_followed_is_refused(plain: httpx2.Client) -> None:
+    bad = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "not": {}}}}]
+    body = {"messages": MESSAGES, "tools": bad, "tool_choice": "required"}
+    reply = plain.post("/v1/chat/completions", json=body)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "tools")

@@ -208,7 +208,7 @@ def test_the_last_part_of_a_message_is_continued() -> None:
 @pytest.mark.parametrize(
     ("template", "last"),
     [
-        (CHATML, {"role": "assistant", "content": None, "tool_calls": [{}]}),
+        (CHATML, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}),
         (CHATML, {"role": "assistant", "content": []}),
         ("{{ messages[0].content }}", {"role": "assistant", "content": "hidden"}),
     ],
@@ -216,3 +216,43 @@ def test_the_last_part_of_a_message_is_continued() -> None:
 def test_a_message_that_has_no_end_to_go_on_from_is_refused(template: str, last: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="continue_final_message"):
         render_unfinished_chat(template, [*HI, last], NAMES)
+
+
+QWEN_CALLS = (
+    "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("arguments", ['{"a": [1, "é"]}', {"a": [1, "é"]}])
+def test_the_arguments_of_a_call_that_is_sent_back_reach_the_template_as_an_object(arguments: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    chat = [*HI, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert render_chat(QWEN_CALLS, chat, NAMES) == 'hi{"name": "f", "arguments": {"a": [1, "é"]}}'
+
+
+@pytest.mark.parametrize("arguments", ["", " ", None, "null", "{}"])
+def test_a_call_may_have_no_arguments(arguments: Any) -> None:
+    chat = [*HI, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
+    assert render_chat(QWEN_CALLS, chat, NAMES) == 'hi{"name": "f", "arguments": {}}'
+
+
+@pytest.mark.parametrize(
+    ("calls", "where"),
+    [
+        ({"a": 1}, ".tool_calls"),
+        (["f"], ".tool_calls[0]"),
+        ([{"function": {}}], ".tool_calls[0].function.name"),
+        ([{"function": {"name": "f", "arguments": "{"}}], ".tool_calls[0].function.arguments"),
+        ([{"function": {"name": "f", "arguments": "[1]"}}], ".tool_calls[0].function.arguments"),
+        ([{"function": {"name": "f", "arguments": 5}}], ".tool_calls[0].function.arguments"),
+    ],
+)
+def test_a_call_of_the_wrong_shape_is_refused_by_name(calls: Any, where: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        render_chat(QWEN_CALLS, [*HI, {"role": "assistant", "content": "", "tool_calls": calls}], NAMES)
+    assert caught.value.parameter == f"messages[1]{where}"
+
+
+def test_the_parameters_of_a_tool_are_a_schema() -> None:
+    with pytest.raises(InvalidRequest, match=r"tools\[0\]\.function\.parameters"):
+        render_chat(CHATML, HI, NAMES, tools=[{"type": "function", "function": {"name": "f", "parameters": []}}])

@@ -12,6 +12,7 @@ import pytest
 from v2.wire import ALL_OUTPUTS, decode
 
 from octavo import ChatPrompt, InvalidRequest, SamplingParams
+from octavo.structured_outputs import StructuredOutputs
 from octavo.v2.request_codec import ModelFacts, _warn_of_unknown
 from octavo.v2.tensors import INPUTS, OUTPUTS, RETURN_FLAGS
 
@@ -125,12 +126,27 @@ def test_a_slip_in_a_request_parameters_name_is_refused_with_the_right_name(slip
         ({"messages": json.dumps(MESSAGES), "tools": "x"}, "tools: 'x' is not allowed; expected JSON"),
         ({"tools": json.dumps(TOOLS)}, "expected none without `messages`"),
         ({"response_format": "json"}, "response_format: 'json' is not allowed; expected JSON"),
-        ({"response_format": '{"type": "yaml"}'}, """expected an object like {"type": "text"}"""),
-        ({"response_format": '["text"]'}, """expected an object like {"type": "text"}"""),
-        ({"response_format": '{"type": "json_object"}'}, "structured output is not supported yet"),
-        ({"response_format": '{"type": "json_schema", "json_schema": {}}'}, "structured output is not supported yet"),
-        ({"sampling_parameters": '{"structured_outputs": "{}"}'}, "structured_outputs: '{}' is not allowed"),
-        ({"sampling_parameters": '{"guided_json": {}}'}, "structured output is not supported yet"),
+        ({"response_format": '{"type": "yaml"}'}, """expected an object like {"type": "json_schema","""),
+        ({"response_format": '["text"]'}, """expected an object like {"type": "json_schema","""),
+        (
+            {"response_format": '{"type": "json_schema", "json_schema": {}}'},
+            "response_format.json_schema.schema: None is",
+        ),
+        (
+            {"sampling_parameters": '{"structured_outputs": "{}"}'},
+            "structured_outputs: [] is not allowed; expected exactly",
+        ),
+        (
+            {
+                "response_format": '{"type": "json_object"}',
+                "sampling_parameters": '{"response_format": {"type": "text"}}',
+            },
+            "expected only one: sampling_parameters has another",
+        ),
+        (
+            {"response_format": '{"type": "json_object"}', "sampling_parameters": '{"guided_regex": "a"}'},
+            "nothing here, since",
+        ),
     ],
 )
 def test_a_bad_input_is_named_with_its_value_and_what_is_allowed(inputs: dict[str, Any], text: str) -> None:
@@ -145,6 +161,18 @@ def test_an_embedding_is_refused_in_the_contracts_words(text_input: str | None) 
 
 def test_an_image_tensor_without_images_is_none() -> None:
     assert decode(image=np.array([], dtype=np.object_)).prompt == "hello"
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"response_format": '{"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}'},
+        {"sampling_parameters": json.dumps({"structured_outputs": '{"json": {"type": "array"}, "_backend": 1}'})},
+        {"sampling_parameters": '{"guided_json": {"type": "array"}}'},
+    ],
+)
+def test_structured_output_may_be_asked_for_in_each_of_its_places(inputs: dict[str, Any]) -> None:
+    assert decode(**inputs).params.structured_outputs == StructuredOutputs("json", '{"type":"array"}')
 
 
 @pytest.mark.parametrize("text_format", ['{"type": "text"}', "null"])

@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 
 from octavo.core.kv_cache_manager import KVCacheManager
 from octavo.core.sequence import Rank, Sequence
-from octavo.core.step import NewRow, SchedulerOutput
+from octavo.core.step import NewRow, SchedulerOutput, TokenMask
 
 # A prompt that was passed over for one step counts as this many tokens shorter in the next: nobody starves.
 _AGEING_TOKENS = 64
+# Logprobs of a prompt are the host's work, a third of a millisecond a token with a large vocabulary: streams, and
+# whoever watches for a hang, must not wait for thousands of them.
+_LONGEST_LOGPROBS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class ScheduledStep:
     rows: list[int] = field(default_factory=list)
     num_computed_tokens: list[int] = field(default_factory=list)
     num_scheduled_tokens: list[int] = field(default_factory=list)
+    masks: dict[int, TokenMask] = field(default_factory=dict)
     entries: list[tuple[Sequence, int, int]] = field(default_factory=list)
 
 
@@ -51,13 +55,15 @@ class Scheduler:
     """Owns all sequences that have not ended.
 
     `running` holds the sequences that have a row, best rank first. `waiting` is a heap by rank; sequences that ended
-    while waiting are dropped when they surface.
+    while waiting are dropped when they surface. `grammars` are what some of the sequences must follow: what may come
+    next in these depends on their last token.
     """
 
     def __init__(self, limits: Limits, kv_cache_manager: KVCacheManager) -> None:
         self.limits = limits
         self.kv = kv_cache_manager
         self.running: list[Sequence] = []
+        self.grammars: dict[Sequence, TokenMask] = {}
         self.num_preemptions = 0
         self._waiting: list[tuple[Rank, Sequence]] = []
         self._num_ended_waiting = 0
@@ -94,6 +100,12 @@ class Scheduler:
                 heapq.heapify(self._waiting)
                 self._num_ended_waiting = 0
 
+    def withdraw(self, seq: Sequence) -> None:
+        """Takes a running sequence out, to be computed again once it is added again."""
+        self._leave(seq)
+        seq.num_pending_tokens = 0
+        self.num_preemptions += 1
+
     def schedule(self, num_prompt_tokens: int | None = None) -> SchedulerOutput | None:
         """Puts the next step together and advances every sequence in it; None when there is nothing to compute.
 
@@ -121,6 +133,7 @@ class Scheduler:
             rows=step.rows,
             num_computed_tokens=step.num_computed_tokens,
             num_scheduled_tokens=step.num_scheduled_tokens,
+            masks=step.masks,
         )
 
     def complete(self, step_id: int, failed: Container[int] = ()) -> Iterable[tuple[Sequence, bool]]:
@@ -152,7 +165,7 @@ class Scheduler:
             remaining = seq.num_remaining_tokens
             if remaining > 1:
                 catching_up.append(seq)
-            elif not step.budget or (seq.num_pending_tokens and seq.has_all_tokens):
+            elif not step.budget or self._must_wait(seq):
                 continue
             elif self._make_room(seq, 1):
                 self._put(step, seq, 1)
@@ -232,9 +245,18 @@ class Scheduler:
         margin = max(self.kv.pool.num_blocks // 100, 1) if self.running else 0
         return needed + promised + margin <= self.kv.num_free_without(prefix)
 
+    def _must_wait(self, seq: Sequence) -> bool:
+        """Whether the token that is being sampled may be its last, or it is not known which ones may follow it."""
+        if seq.num_pending_tokens and seq.has_all_tokens:
+            return True
+        grammar = self.grammars.get(seq) if self.grammars else None
+        return grammar is not None and (seq.num_pending_tokens > 0 or not grammar.is_ready)
+
     def _chunk(self, seq: Sequence, alone: bool) -> int:
         """How many tokens a catching-up sequence may take: a long prompt leaves room for others, if there are any."""
         remaining = seq.num_remaining_tokens
+        if seq.wants_prompt_logprobs:
+            remaining = min(remaining, _LONGEST_LOGPROBS)
         return remaining if alone else min(remaining, self.limits.long_prefill_token_threshold)
 
     def _make_room(self, seq: Sequence, count: int) -> bool:
@@ -265,9 +287,7 @@ class Scheduler:
 
     def _preempt(self, seq: Sequence) -> None:
         """Back to waiting, to be computed again. Its published blocks stay findable, so that is cheap."""
-        self._leave(seq)
-        seq.num_pending_tokens = 0
-        self.num_preemptions += 1
+        self.withdraw(seq)
         self.add(seq)
 
     def _leave(self, seq: Sequence) -> None:
@@ -301,6 +321,8 @@ class Scheduler:
         computed += count
         if computed == seq.num_tokens:
             seq.num_pending_tokens += 1
+            if seq in self.grammars:
+                step.masks[seq.row] = self.grammars[seq]
         seq.num_computed_tokens = computed
         seq.last_step = step.step_id
         step.entries.append((seq, seq.epoch, computed))

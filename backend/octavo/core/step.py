@@ -12,6 +12,40 @@ from octavo.outputs import PositionLogprobs
 from octavo.sampling_params import SamplingParams
 
 
+class TokenMask(Protocol):
+    """Which tokens may come next in a text that follows a grammar; it comes from elsewhere, while a step computes.
+
+    `error` says why the grammar cannot be followed any further. `was_missed`: a step went on without the mask, so that
+    nothing could be sampled. `is_complete`: nothing may follow but an end.
+    """
+
+    error: str
+    is_complete: bool
+    was_missed: bool
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a step may count on it."""
+        ...
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether it is there."""
+        ...
+
+    def allowed(self) -> bytes:
+        """Bit t % 8 of byte t // 8 is token t; bytes that are not there are 0. Waits a little; for any thread."""
+        ...
+
+    def advance(self, token_ids: list[int]) -> None:
+        """The text has more tokens."""
+        ...
+
+    def close(self) -> None:
+        """The text has ended."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class NewRow:
     """A sequence takes a row: everything the device tables must know of it.
@@ -39,7 +73,8 @@ class SchedulerOutput:
     `rows`, `num_computed_tokens` and `num_scheduled_tokens` are parallel: row r computes the KV of positions
     [num_computed, num_computed + num_scheduled). A row samples exactly when that range ends at its last token, and
     the sampled token becomes the row's next token. `block_copies` are (source, destination) block ids, copied before
-    anything is computed. `new_blocks` are appended to the row's block table: (row, block ids).
+    anything is computed. `new_blocks` are appended to the row's block table: (row, block ids). `masks`: row -> which of
+    its tokens may be sampled, for the rows that follow a grammar and sample in this step.
     """
 
     step_id: int
@@ -50,6 +85,7 @@ class SchedulerOutput:
     rows: list[int]
     num_computed_tokens: list[int]
     num_scheduled_tokens: list[int]
+    masks: dict[int, TokenMask] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:

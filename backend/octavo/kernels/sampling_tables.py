@@ -150,12 +150,19 @@ class SamplingTables:
             seen = np.zeros(vocab_size, np.bool_)
             seen[prompt] = True
             _write(self.prompt_bits[row], pack_bits(seen))
-            counts = np.bincount(output, minlength=vocab_size)
-            _write(self.counts[row], np.minimum(counts, np.iinfo(np.int16).max).astype(np.int16))
+            self.counts[row].zero_()
+            if len(output):
+                counts = np.bincount(output, minlength=vocab_size)
+                _write(self.counts[row], np.minimum(counts, np.iinfo(np.int16).max).astype(np.int16))
 
     def set_allowed(self, row: int, allowed: NDArray[np.bool_]) -> None:
         """Another mask for a row that was set with one: a grammar's changes with every token. allowed: bool [V]."""
         _write(self.allowed_bits[row], pack_bits(allowed))
+
+    def set_masks(self, rows: NDArray[np.int64], words: NDArray[np.int32]) -> None:
+        """Like `set_allowed` for several rows at once. rows: [n]; words: int32 [n, W], as `pack_bits` makes them."""
+        device = self.allowed_bits.device
+        self.allowed_bits.index_copy_(0, _sent(rows, device), _sent(words, device))
 
 
 def pack_bits(flags: NDArray[np.bool_]) -> NDArray[np.int32]:
@@ -168,6 +175,11 @@ def _write(target: Tensor, source: NDArray[np.generic]) -> None:
     values = torch.from_numpy(source)
     # Only from pinned memory does a copy to a device not wait for what the device is doing.
     target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)
+
+
+def _sent(source: NDArray[np.generic], device: torch.device) -> Tensor:
+    values = torch.from_numpy(source)
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def _numbers(asked: RowSampling) -> NDArray[np.float32]:

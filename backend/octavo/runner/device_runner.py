@@ -18,6 +18,7 @@ from octavo.models.decoder import Decoder
 from octavo.runner.device import Arrival, Device
 from octavo.runner.device_tables import DeviceTables
 from octavo.runner.drawn_tokens import AwaitedRow, DrawnStep, DrawnTokens
+from octavo.runner.grammar_masks import GrammarMasks
 from octavo.runner.graph_ladder import GraphLadder, ladder_sizes
 from octavo.runner.host_rows import HostRows
 from octavo.runner.input_batch import InputBatch, Integers, StepArrays
@@ -73,10 +74,11 @@ class DeviceRunner:
         self._staging = Staging(device, num_words, _NUM_SLOTS)
         self._drawn = DrawnTokens(device, num_rows, _NUM_SLOTS)
         self._host_rows = HostRows(self._work, device, batch)
+        self._grammar_masks = GrammarMasks(device, tables.sampling)
         self._ladder = GraphLadder(device, ladder_sizes(num_rows), self._decode_of_size, self._stage_padding)
         self._max_num_batched_tokens = max_num_batched_tokens
         self.num_start_fallbacks = 0
-        self._num_ungraphed = 0
+        self._num_ungraphed = self._ungraphed_rows = 0
         self._num_before_capture = _STEPS_BEFORE_CAPTURE
 
     @property
@@ -108,9 +110,10 @@ class DeviceRunner:
 
     def largest_step(self) -> Callable[[], None]:
         """The step that takes the most memory, as work on the null block: all tokens that a step may have."""
-        tables = self._work.tables
-        longest = tables.block_table.shape[1] * self._work.block_size
-        arrays = largest_null_step(self._max_num_batched_tokens, tables.max_num_seqs, tables.max_num_seqs, longest)
+        nobody = self._work.tables.max_num_seqs
+        # Not what its blocks hold: the model may know no angles for positions beyond.
+        longest = self._batch.token_ids.shape[1] - 1
+        arrays = largest_null_step(self._max_num_batched_tokens, nobody, nobody, longest)
         places = np.arange(len(arrays.rows))
         staged = self._staging.begin()
         work = self._mixed(staged, arrays, drawing=places, on_host=places)
@@ -136,6 +139,7 @@ class DeviceRunner:
         self._capture_missed()
         self._batch.apply(step)
         self._launch_new_rows(step.new_rows)
+        self._grammar_masks.launch(step.masks)
         if step.block_copies:
             self._device.launch(lambda: copy_blocks(list(self._work.kv_caches), step.block_copies))
         places, blocks = self._block_deltas(step)
@@ -186,6 +190,7 @@ class DeviceRunner:
             asked = row_sampling(new, vocab_size)
             self._host_rows.draws_for[new.row] = not asked.fits
             if asked.fits:
+                self._grammar_masks.set_row(new, asked)
                 self._device.launch(lambda row=new.row, asked=asked: sampling.set_row(row, asked))  # type: ignore[misc]
 
     def _block_deltas(self, step: SchedulerOutput) -> tuple[Integers, Integers]:
@@ -215,7 +220,7 @@ class DeviceRunner:
         """Under load from the first second on no moment is idle: now and then a graph is captured all the same."""
         if self._num_ungraphed >= self._num_before_capture:
             self._num_before_capture = self._num_ungraphed + _STEPS_BEFORE_CAPTURE
-            self._ladder.capture_next()
+            self._ladder.capture_next(self._ungraphed_rows)
 
     def _decode_of_size(self, size: int) -> Callable[[], None]:
         """The decode step whose numbers lie where `_decode` and `_stage_padding` put them."""
@@ -236,6 +241,7 @@ class DeviceRunner:
         found = self._ladder.find(num_rows)
         if found is None:
             self._num_ungraphed += 1
+            self._ungraphed_rows = num_rows
         size = num_rows if found is None else found[0]
         nobody = self._work.tables.max_num_seqs
         columns = ((arrays.rows, nobody), (arrays.token_ids, 0), (arrays.positions, 0))

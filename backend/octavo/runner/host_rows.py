@@ -88,6 +88,7 @@ class HostRows:
         self, step: SchedulerOutput, indices: Sequence[int], logits: NDArray[np.float32], output: ModelRunnerOutput
     ) -> None:
         batch, rows = self._batch, [step.rows[index] for index in indices]
+        batch.follow_grammars({row: step.masks[row] for row in rows if row in step.masks})
         sampled = self._sampler.sample(
             torch.from_numpy(logits), [batch.sampling_row(row) for row in rows], [batch.tokens_of(row) for row in rows]
         )

@@ -6,12 +6,13 @@ scheduling or of devices.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.core.step import NewRow, SchedulerOutput
+from octavo.core.step import NewRow, SchedulerOutput, TokenMask
 from octavo.runner.sampling_row import SamplingRow, Tokens
 
 Integers = NDArray[np.int64]
@@ -108,6 +109,11 @@ class InputBatch:
             made = self._sampling_rows[row] = SamplingRow(self.new_row(row), self._vocab_size)
         return made
 
+    def follow_grammars(self, masks: Mapping[int, TokenMask]) -> None:
+        """Waits for the masks of rows that follow a grammar: for the host's sampler."""
+        for row, mask in masks.items():
+            self.sampling_row(row).follow_grammar(mask_bias(mask, self._vocab_size))
+
     def tokens_of(self, row: int) -> Tokens:
         """View of the row's tokens so far: int32 [n]."""
         return self.token_ids[row, : self.num_tokens[row]]
@@ -136,3 +142,14 @@ class InputBatch:
             slot_mapping=blocks * self.block_size + positions % self.block_size,
             samples=seq_lens == self.num_tokens[rows],
         )
+
+
+def mask_bias(mask: TokenMask, vocab_size: int) -> NDArray[np.float32]:
+    """fp32 [V], once the mask is there: 0 for tokens that may come, else -inf, also for those unknown to it."""
+    allowed = mask.allowed().ljust(-(-vocab_size // 8), b"\0")
+    return _BYTE_BIAS.take(np.frombuffer(allowed, np.uint8), axis=0).reshape(-1)[:vocab_size]
+
+
+# What each byte of a mask adds to the logits of its eight tokens.
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_BYTE_BIAS = np.where(_BITS == 1, np.float32(0), np.float32(-np.inf))

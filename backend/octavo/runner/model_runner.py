@@ -99,6 +99,8 @@ class ModelRunner:
             return
         batch, rows = self._batch, [step.rows[index] for index in sampling]
         last_tokens = torch.from_numpy(arrays.cu_seqlens_q[1:][sampling] - 1)
+        if step.masks:
+            batch.follow_grammars(step.masks)
         sampled = self._sampler.sample(
             self._model.compute_logits(hidden[last_tokens]),
             [batch.sampling_row(row) for row in rows],

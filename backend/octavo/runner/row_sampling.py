@@ -34,14 +34,15 @@ def row_sampling(new: NewRow, vocab_size: int) -> RowSampling:
         frequency_penalty=params.frequency_penalty,
         presence_penalty=params.presence_penalty,
         num_best=params.logprobs,
-        allowed=_allowed(params.allowed_token_ids, [word[0] for word in words if len(word) == 1], vocab_size),
+        allowed=_allowed(new, [word[0] for word in words if len(word) == 1], vocab_size),
         biases=tuple(biases),
         bad_words=tuple(tuple(word) for word in words if len(word) > 1),
     )
 
 
-def _allowed(listed: tuple[int, ...] | None, banned: list[int], vocab_size: int) -> NDArray[np.bool_] | None:
-    if listed is None and not banned:
+def _allowed(new: NewRow, banned: list[int], vocab_size: int) -> NDArray[np.bool_] | None:
+    listed = new.params.allowed_token_ids
+    if listed is None and not banned and new.params.structured_outputs is None:
         return None
     allowed = np.full(vocab_size, listed is None, np.bool_)
     allowed[list(listed or ())] = True

@@ -20,7 +20,9 @@ from octavo.runner.truncation import allowed_tokens
 Floats = NDArray[np.float32]
 
 NOT_FINITE = "the model computed numbers that are not finite"
-ALL_MASKED = "no token is left to choose from: allowed_token_ids, bad_words and min_tokens together mask all of them"
+ALL_MASKED = (
+    "no token is left to choose from: allowed_token_ids, the grammar, bad_words and min_tokens together mask them all"
+)
 OVERFLOW = "logit_bias and penalties took the logits beyond the range of fp32"
 
 

@@ -28,6 +28,7 @@ class SamplingRow:
         "_bias",
         "_biased",
         "_forbidden",
+        "_grammar_bias",
         "_num_prompt_tokens",
         "_penalties",
         "_stop_tokens",
@@ -41,6 +42,7 @@ class SamplingRow:
         self.seed = new.seed
         self._num_prompt_tokens = new.num_prompt_tokens
         self._forbidden = _all_but(params.allowed_token_ids, vocab_size)
+        self._grammar_bias: Floats | None = None
         words = [word for word in new.bad_words_token_ids if word and word[-1] < vocab_size]
         self._bad_tokens = _ids(word[0] for word in words if len(word) == 1)
         self._bad_words = [word for word in words if len(word) > 1]
@@ -51,11 +53,16 @@ class SamplingRow:
         self._penalties = Penalties(new, vocab_size) if Penalties.needed(new) else None
         self.edits = (
             self._forbidden is not None
+            or params.structured_outputs is not None
             or bool(words)
             or params.min_tokens > 0
             or bool(params.logit_bias)
             or self._penalties is not None
         )
+
+    def follow_grammar(self, bias: Floats) -> None:
+        """Which tokens may come next, until the next call: fp32 [V], 0 or -inf."""
+        self._grammar_bias = bias
 
     def edit(self, logits: Floats, token_ids: Tokens) -> None:
         """Masks, bias and penalties, in the contract's order, in place.
@@ -66,6 +73,8 @@ class SamplingRow:
         params = self.params
         if self._forbidden is not None:
             np.copyto(logits, _MASKED, where=self._forbidden)
+        if self._grammar_bias is not None:
+            logits += self._grammar_bias
         output = token_ids[self._num_prompt_tokens :]
         logits[self._bad_tokens] = _MASKED
         for word in self._bad_words:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
-from octavo.core.step import ModelRunnerOutput, NewRow, SchedulerOutput
+from octavo.core.step import ModelRunnerOutput, NewRow, SchedulerOutput, TokenMask
 from octavo.outputs import PositionLogprobs, TokenLogprob
 from octavo.startup_clock import OnProgress
+from octavo.testing.fake_model import FAKE_EOS, FAKE_VOCAB_SIZE
 
 PACED_STEP_S = 0.004
 _MASK = (1 << 64) - 1
@@ -75,6 +76,8 @@ class FakeModelRunner:
         scheduled = zip(step.rows, step.num_computed_tokens, step.num_scheduled_tokens, strict=True)
         for i, (row, start, count) in enumerate(scheduled):
             self._compute(self._rows[row], start, count, i, output)
+            if row in step.masks:
+                self._follow_grammar(self._rows[row], step.masks[row], i, output)
         return output
 
     def shutdown(self) -> None:
@@ -99,6 +102,22 @@ class FakeModelRunner:
         output.sampled_token_ids.append([token_id])
         if row.new.params.logprobs is not None:
             output.logprobs[i] = [_certain(token_id)]
+
+    def _follow_grammar(self, row: FakeRow, mask: TokenMask, i: int, output: ModelRunnerOutput) -> None:
+        """Another token instead of one that may not come: printable ASCII or EOS, where that may."""
+        (token_id,) = output.sampled_token_ids[i]
+        allowed = int.from_bytes(mask.allowed(), "little")
+        if allowed >> token_id & 1:
+            return
+        output.sampled_token_ids[i].clear()
+        row.token_ids.pop()
+        usual = [token for token in (*range(32, 127), FAKE_EOS) if allowed >> token & 1]
+        choices = usual or [token for token in range(FAKE_VOCAB_SIZE) if allowed >> token & 1]
+        if not choices:
+            output.failed[i] = "no token is left to choose from"
+            return
+        output.sampled_token_ids[i].append(choices[mix(len(row.token_ids), token_id) % len(choices)])
+        row.token_ids += output.sampled_token_ids[i]
 
     def _read_prefix(self, row: FakeRow, end: int) -> int:
         state = 0

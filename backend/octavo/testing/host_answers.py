@@ -32,6 +32,7 @@ ASKS = (
     Ask(PROMPTS[1], {"temperature": 0.8, "seed": 4, "max_tokens": 24, "stop": "a", "include_stop_str_in_output": True}),
     Ask(PROMPTS[2], {"temperature": 1.2, "seed": 5, "n": 3, "max_tokens": 10}),
     Ask(PROMPTS[2], {"seed": 6}),
+    Ask(PROMPTS[0], {"seed": 7, "max_tokens": 40, "guided_regex": "[a-z]{3,9}( [a-z]{3,9}){2}"}),
 )
 SEEDS = (0, -3, 2**63 - 1)
 NUM_TOKENS = 20
@@ -75,7 +76,8 @@ BAD_PARAMETERS: tuple[dict[str, object], ...] = (
     {"logprobs": -2},
     {"logprobs": 2_000_000_000},
     {"truncate_prompt_tokens": 0},
-    {"guided_regex": "a+"},
+    {"guided_regex": "a+", "guided_choice": ["a"]},
+    {"guided_regex": "("},
 )
 
 

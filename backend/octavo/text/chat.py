@@ -19,6 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from octavo.errors import InvalidRequest
+from octavo.parsing import parse_json
 
 _RESERVED = ("messages", "tools", "add_generation_prompt")
 _SHOWN_CHARACTERS = 300
@@ -42,7 +43,7 @@ def render_chat(
     a template, and whatever the template refuses.
     """
     checked = _check_messages(messages)
-    known_tools = _check_tools(tools)
+    known_tools = check_tools(tools)
     if not template:
         raise InvalidRequest("messages", _roles(checked), "a prompt instead: the model has no chat template")
     extra = dict(template_kwargs or {})
@@ -117,7 +118,31 @@ def _check_message(name: str, message: object) -> dict[str, Any]:
         content = ""
     elif not isinstance(content, str):
         raise InvalidRequest(f"{name}.content", content, "a string, or a list of text parts")
-    return {**message, "content": content}
+    checked = {**message, "content": content}
+    if message.get("tool_calls"):
+        checked["tool_calls"] = _check_calls(f"{name}.tool_calls", message["tool_calls"])
+    return checked
+
+
+def _check_calls(name: str, calls: object) -> list[dict[str, Any]]:
+    if not isinstance(calls, list):
+        raise InvalidRequest(name, calls, "a list of calls")
+    return [_check_call(f"{name}[{i}]", call) for i, call in enumerate(calls)]
+
+
+def _check_call(name: str, call: object) -> dict[str, Any]:
+    """With the arguments as an object: the API has them as a text, templates write them out themselves."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+        raise InvalidRequest(name, call, 'an object like {"id": "...", "type": "function", "function": {...}}')
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise InvalidRequest(f"{name}.function.name", function.get("name"), "a string that is not empty")
+    arguments, label = function.get("arguments"), f"{name}.function.arguments"
+    if isinstance(arguments, str):
+        arguments = parse_json(label, arguments) if arguments.strip() else None
+    if arguments is not None and not isinstance(arguments, Mapping):
+        raise InvalidRequest(label, function["arguments"], "a JSON object, or a text of one")
+    return {**call, "function": {**function, "arguments": arguments or {}}}
 
 
 def _check_part(name: str, part: object) -> dict[str, str]:
@@ -131,8 +156,11 @@ def _check_part(name: str, part: object) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
-def _check_tools(tools: object) -> list[dict[str, Any]] | None:
-    """None for no tools at all, which is what templates ask for."""
+def check_tools(tools: object) -> list[dict[str, Any]] | None:
+    """Tools as in the OpenAI API; None for none at all, which is what templates ask for.
+
+    Raises InvalidRequest that names what has the wrong shape.
+    """
     if tools is None:
         return None
     if not isinstance(tools, Sequence) or isinstance(tools, str | bytes):
@@ -146,6 +174,9 @@ def _check_tool(name: str, tool: object) -> dict[str, Any]:
         raise InvalidRequest(name, tool, 'an object like {"type": "function", "function": {"name": "..."}}')
     if not isinstance(function.get("name"), str) or not function["name"]:
         raise InvalidRequest(f"{name}.function.name", function.get("name"), "a string that is not empty")
+    parameters = function.get("parameters")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise InvalidRequest(f"{name}.function.parameters", parameters, "a JSON schema, which is an object")
     return dict(tool)
 
 

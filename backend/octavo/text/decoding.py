@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from codecs import utf_8_decode
 from collections.abc import Iterator, Sequence, Set
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -42,6 +43,10 @@ class Decoding(ABC):
     @abstractmethod
     def token_text(self, token_id: int) -> str:
         """The text of one token alone, its leading space included; empty for an id without a token."""
+
+    @abstractmethod
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token adds to a text that has begun; empty without a token, or where its neighbours decide."""
 
     @abstractmethod
     def stream(self, prompt_token_ids: Sequence[int], skipped: Set[int]) -> TextStream:
@@ -181,8 +186,12 @@ class ByteFallbackDecoding(Decoding):
 
     def token_text(self, token_id: int) -> str:
         """Its text; a byte above 127 alone is U+FFFD."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Its byte, or its text; only at the very beginning of a text is a space dropped."""
         piece = self.piece(token_id)
-        return piece if isinstance(piece, str) else bytes([piece]).decode("utf-8", "replace")
+        return piece.encode() if isinstance(piece, str) else bytes([piece])
 
     def stream(self, prompt_token_ids: Sequence[int], skipped: Set[int]) -> TextStream:
         """Starts inside a run of bytes where the prompt ends in one."""
@@ -261,6 +270,19 @@ class WindowDecoding(Decoding):
     def token_text(self, token_id: int) -> str:
         """What the decoder makes of it alone; some drop its leading space."""
         return self.decode([token_id])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What is new where it comes after another one; empty where it is no whole character."""
+        anchor = self.decode(self._anchor)
+        text = self.decode([*self._anchor, token_id])
+        is_whole = text.startswith(anchor) and REPLACEMENT not in text
+        return text[len(anchor) :].encode() if is_whole else b""
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        """An ordinary token, for another to stand behind."""
+        ids = range(self._backend.get_vocab_size(with_added_tokens=False))
+        return [next((token_id for token_id in ids if self.decode([token_id]).isalpha()), 0)]
 
     def stream(self, prompt_token_ids: Sequence[int], skipped: Set[int]) -> TextStream:
         """Starts with the prompt's last tokens as context."""

@@ -5,7 +5,8 @@ Opens what lies in a model folder; `gguf_tokenizer` builds the same from a GGUF 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from octavo.checkpoint import Checkpoint, GGUFMetadata, read_json
 from octavo.errors import InvalidRequest, ModelLoadError
 from octavo.text.decoding import Decoding, open_decoding
 from octavo.text.gguf_tokenizer import build_from_gguf
+from octavo.vocabulary import Vocabulary
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -49,10 +51,30 @@ class Tokenizer:
         """The text of the token that ends a sequence."""
         return self.special_tokens.get("eos_token")
 
+    def special_token_id(self, text: str) -> int | None:
+        """The special token that is written so, if there is one."""
+        token_id = self._backend.token_to_id(text)
+        return token_id if token_id in self.special_token_ids else None
+
+    def showing(self, texts: Collection[str]) -> Tokenizer:
+        """The same tokenizer, for which the tokens of these texts are not special: texts are shown with them in."""
+        shown = {self.special_token_id(text) for text in texts} - {None}
+        if not shown:
+            return self
+        tokenizer = copy.copy(self)
+        tokenizer.special_token_ids = self.special_token_ids - shown
+        return tokenizer
+
     @cached_property
     def vocab_size(self) -> int:
         """One more than the highest token id."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What every token writes: for grammars. Takes a tenth of a second the first time."""
+        tokens = [self.decoding.token_bytes(token_id) for token_id in range(self.vocab_size)]
+        return Vocabulary(tokens, sorted(self.special_token_ids))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; special tokens written out in it count as such.

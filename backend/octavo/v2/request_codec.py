@@ -27,7 +27,6 @@ _KNOWN_PARAMETERS = SamplingParams.parameter_names() | {_PRIORITY, _CACHE_SALT, 
 _SERVER_PARAMETERS = frozenset(
     {"id", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output"}
 )
-_STRUCTURED_FORMATS = ("json_object", "json_schema", "structural_tag")
 _MAX_TIMEOUT_US = 2**63 - 1
 _SHORTEST_DEADLINE_S = 0.001
 _SHOWN_CHARACTERS = 80
@@ -124,17 +123,6 @@ def _refuse_other_tasks(tensors: Mapping[str, Array], facts: ModelFacts) -> None
     image = tensors.get("image")
     if image is not None and image.size:
         raise InvalidRequest("image", f"{image.size} of them", "none: this model reads text only")
-    text_format = _text(tensors, "response_format")
-    if text_format is not None:
-        _check_response_format(parse_json("response_format", text_format))
-
-
-def _check_response_format(value: object) -> None:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind in _STRUCTURED_FORMATS:
-        raise InvalidRequest("response_format", value, '{"type": "text"}: structured output is not supported yet')
-    if value is not None and kind != "text":
-        raise InvalidRequest("response_format", value, 'an object like {"type": "text"}')
 
 
 def _read_prompt(tensors: Mapping[str, Array], text: str | None) -> str | ChatPrompt:
@@ -166,9 +154,15 @@ def _wanted_outputs(raw: RawRequest) -> frozenset[str]:
 
 
 def _read_sampling(tensors: Mapping[str, Array], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling parameters from the one place or the other, never merged."""
+    """The sampling parameters from the one place or the other, never merged; `response_format` may have its own."""
     text = _text(tensors, "sampling_parameters")
-    return _sampling_of_parameters(parameters) if text is None else _json_object("sampling_parameters", text)
+    sampling = _sampling_of_parameters(parameters) if text is None else _json_object("sampling_parameters", text)
+    response_format = _json_input(tensors, "response_format")
+    if response_format is not None:
+        if sampling.get("response_format") is not None:
+            raise InvalidRequest("response_format", response_format, "only one: sampling_parameters has another")
+        sampling["response_format"] = response_format
+    return sampling
 
 
 def _sampling_of_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,14 +9,16 @@ from typing import Any
 
 import octavo
 from octavo_kserve.described import Schema, array, nullable, record, ref
+from octavo_kserve.openai.chat_response import TOOL_CALLS
 
 _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _LOGPROB: Schema = {"type": "number", "maximum": 0}
 _IDS: Schema = {"type": "array", "items": _COUNT}
 
+_FINISH_REASONS = [octavo.FinishReason.STOP.value, octavo.FinishReason.LENGTH.value]
 _ENDING: dict[str, Schema] = {
-    "finish_reason": {"enum": [octavo.FinishReason.STOP.value, octavo.FinishReason.LENGTH.value, None]},
+    "finish_reason": {"enum": [*_FINISH_REASONS, None]},
     "stop_reason": {"type": ["string", "integer", "null"]},
     "token_ids": _IDS,
 }
@@ -53,8 +55,30 @@ _USAGE = record(
         "prompt_tokens_details": record({"cached_tokens": _COUNT}),
     }
 )
-_MESSAGE = record({"role": {"const": "assistant"}, "content": _TEXT, "refusal": {"type": "null"}})
-_DELTA: Schema = {"type": "object", "properties": {"role": {"const": "assistant"}, "content": _TEXT}}
+_FUNCTION = record({"name": _TEXT, "arguments": _TEXT})
+_TOOL_CALL = {"id": _TEXT, "type": {"const": "function"}, "function": _FUNCTION}
+_MESSAGE = record(
+    {
+        "role": {"const": "assistant"},
+        "content": nullable(**_TEXT),
+        "refusal": {"type": "null"},
+        "reasoning_content": _TEXT,
+        "tool_calls": array(**record(_TOOL_CALL)),
+    },
+    ("reasoning_content", "tool_calls"),
+)
+_TOOL_CALL_DELTA = record(
+    _TOOL_CALL | {"index": _COUNT, "function": record(_FUNCTION["properties"], ("name",))}, ("id", "type")
+)
+_DELTA = record(
+    {
+        "role": {"const": "assistant"},
+        "content": _TEXT,
+        "reasoning_content": _TEXT,
+        "tool_calls": array(**_TOOL_CALL_DELTA),
+    },
+    ("role", "content", "reasoning_content", "tool_calls"),
+)
 _ASKED_FOR = ("token_ids", *_ABOUT_PROMPT)
 
 
@@ -74,7 +98,11 @@ def _envelope(kind: str, choice: dict[str, Schema], **more: Schema) -> Schema:
 
 
 _CHOICE = {"text": _TEXT, "logprobs": _or_null(_COMPLETION_LOGPROBS), **_ENDING, **_ABOUT_PROMPT}
-_CHAT_CHOICE = {"logprobs": _or_null(_CHAT_LOGPROBS), **_ENDING}
+_CHAT_CHOICE = {
+    "logprobs": _or_null(_CHAT_LOGPROBS),
+    **_ENDING,
+    "finish_reason": {"enum": [*_FINISH_REASONS, TOOL_CALLS, None]},
+}
 _CARD = {
     "id": _TEXT,
     "object": {"const": "model"},

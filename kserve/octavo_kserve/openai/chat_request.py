@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import octavo
 from octavo_kserve.errors import Unprocessable
 from octavo_kserve.openai.fields import Fields
-from octavo_kserve.openai.request import GenerateRequest, read_call, read_params
-from octavo_kserve.served_model import Models
+from octavo_kserve.openai.request import GenerateRequest, MessageSettings, read_call, read_params
+from octavo_kserve.openai.tool_choice import ToolChoice, read_tool_choice
+from octavo_kserve.served_model import Models, ServedModel
 
 MOST_TOP_LOGPROBS = 20
 # Variables of well-known templates that a client may set. A template sees others only if the server sets them.
@@ -37,23 +38,61 @@ def read_chat(fields: Fields, models: Models) -> GenerateRequest:
         fields.refuse(name, reason)
     if fields.get("modalities") not in (None, ["text"]):
         raise octavo.InvalidRequest("modalities", fields.get("modalities"), '["text"]')
-    prompt = read_chat_prompt(fields)
+    choice = read_tool_choice(fields)
+    prompt = read_chat_prompt(fields, choice)
     num_top_logprobs = _read_num_top_logprobs(fields)
     # The older name counts only without the newer one.
     max_tokens = fields.whole_number("max_completion_tokens", 1, _MAX_INT32) or fields.get("max_tokens")
     params = read_params(fields, {"logprobs": num_top_logprobs, "max_tokens": max_tokens}, max_tokens=None)
+    params = _force(choice, params, call.served)
+    message = _read_message(fields, choice, params, call.served)
     request = GenerateRequest(
         call=call,
-        prompts=(prompt,),
+        prompts=(_for_message(prompt, message, call.served),),
         echoes=(_last_answer(prompt) if fields.flag("echo") else "",),
         params=params,
         num_top_logprobs=num_top_logprobs,
+        message=message,
     )
     fields.log_unknown()
     return request
 
 
-def read_chat_prompt(fields: Fields) -> octavo.ChatPrompt:
+def _force(choice: ToolChoice, params: octavo.SamplingParams, served: ServedModel) -> octavo.SamplingParams:
+    """The parameters that make the answer a call, if it must be one."""
+    if not choice.forced:
+        return params
+    if params.structured_outputs is not None:
+        asked = params.structured_outputs.parameter
+        raise octavo.InvalidRequest(
+            "tool_choice", choice.name or "required", f'"none" or "auto", since {asked} is given'
+        )
+    engine = served.engine
+    calls = engine.chat_format.forced_calls(choice.tools, engine.tokenizer, name=choice.name, parallel=choice.parallel)
+    return replace(params, structured_outputs=calls)
+
+
+def _read_message(
+    fields: Fields, choice: ToolChoice, params: octavo.SamplingParams, served: ServedModel
+) -> MessageSettings:
+    # A grammar holds from the first token on and leaves no room for reasoning.
+    reasons = params.structured_outputs is None
+    return MessageSettings(
+        format=served.engine.chat_format.narrowed(tools=bool(choice.tools), reasoning=reasons),
+        shows_reasoning=fields.flag("include_reasoning", True),
+        parallel_tool_calls=choice.parallel,
+    )
+
+
+def _for_message(prompt: octavo.ChatPrompt, message: MessageSettings, served: ServedModel) -> octavo.ChatPrompt:
+    """The prompt of an answer that is read so: a model that could reason is told not to where it cannot be."""
+    kwargs = prompt.template_kwargs
+    if message.format.reasoning is None and served.engine.chat_format.reasoning is not None:
+        kwargs = {"enable_thinking": False, **kwargs}
+    return replace(prompt, marks=message.format.marks, template_kwargs=kwargs)
+
+
+def read_chat_prompt(fields: Fields, choice: ToolChoice) -> octavo.ChatPrompt:
     """The messages, and what goes with them into the template."""
     template_kwargs = dict(fields.mapping("chat_template_kwargs"))
     for name in template_kwargs:
@@ -67,17 +106,7 @@ def read_chat_prompt(fields: Fields) -> octavo.ChatPrompt:
     prompts = fields.flag("add_generation_prompt", not continues)
     if continues and prompts:
         raise octavo.InvalidRequest("continue_final_message", True, "false where `add_generation_prompt` is true")
-    return octavo.ChatPrompt(fields.get("messages"), _read_tools(fields), prompts, template_kwargs, continues)
-
-
-def _read_tools(fields: Fields) -> Any:
-    """The tools that the template is shown: none where the client wants none to be called."""
-    tools, choice = fields.get("tools"), fields.get("tool_choice")
-    if choice not in (None, "none") and not tools:
-        raise Unprocessable("tool_choice", choice, "nothing here unless there are `tools`")
-    if choice not in (None, "none", "auto"):
-        raise octavo.InvalidRequest("tool_choice", choice, '"none" or "auto": to force a call is not supported yet')
-    return None if choice == "none" else tools
+    return octavo.ChatPrompt(fields.get("messages"), choice.tools, prompts, template_kwargs, continues)
 
 
 def _read_num_top_logprobs(fields: Fields) -> int | None:

@@ -41,9 +41,13 @@ class CompletionEncoder(Encoder):
         choice = {"index": index, "text": echo, "logprobs": logprobs, "finish_reason": None, "stop_reason": None}
         return [self._chunk([choice | about])]
 
-    def _delta(self, index: int, completion: octavo.CompletionOutput) -> dict[str, Any]:
+    def _deltas(
+        self, index: int, output: octavo.RequestOutput, completion: octavo.CompletionOutput
+    ) -> list[dict[str, Any]]:
+        if not completion.text and not self._shows_more_than_text(completion):
+            return []
         choice = {"index": index, "text": completion.text, "logprobs": self._logprobs(index, completion)}
-        return choice | self._ending(completion)
+        return [choice | self._ending(completion)]
 
     def _echo_logprobs(self, i: int, output: octavo.RequestOutput, echo: str) -> _Lists | None:
         positions = self._prompt_logprobs[i]

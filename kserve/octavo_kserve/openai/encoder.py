@@ -39,7 +39,7 @@ class Encoder(ABC):
         return self._envelope(self.whole_kind, choices) | {"usage": self._usage()}
 
     def chunks(self, i: int, output: octavo.RequestOutput) -> list[dict[str, Any]]:
-        """The chunks for what is new about prompt `i`: one for each choice about which a client would see anything."""
+        """The chunks for what is new about prompt `i`, of each choice about which a client would see anything."""
         self._remember(i, output)
         found = []
         for completion in output.outputs:
@@ -47,8 +47,7 @@ class Encoder(ABC):
             if index not in self._begun:
                 self._begun.add(index)
                 found += self._opening(i, output, index)
-            if self._shows(completion):
-                found.append(self._chunk([self._delta(index, completion)]))
+            found += [self._chunk([choice]) for choice in self._deltas(index, output, completion)]
         return found
 
     def last_chunk(self) -> dict[str, Any]:
@@ -64,8 +63,10 @@ class Encoder(ABC):
         """The chunks with which a choice begins."""
 
     @abstractmethod
-    def _delta(self, index: int, completion: octavo.CompletionOutput) -> dict[str, Any]:
-        """A choice with what is new in it."""
+    def _deltas(
+        self, index: int, output: octavo.RequestOutput, completion: octavo.CompletionOutput
+    ) -> list[dict[str, Any]]:
+        """A choice with what is new in it, as often as it takes; not at all if a client would see nothing."""
 
     def _about_prompt(self, i: int, output: octavo.RequestOutput) -> dict[str, Any]:
         """vLLM's members that speak of a prompt, if the client asked for them."""
@@ -104,10 +105,10 @@ class Encoder(ABC):
         if output.prompt_logprobs is not None:
             self._prompt_logprobs[i] = output.prompt_logprobs
 
-    def _shows(self, completion: octavo.CompletionOutput) -> bool:
-        """Text is held back while it may become a stop string, and tokens may have none."""
+    def _shows_more_than_text(self, completion: octavo.CompletionOutput) -> bool:
+        """Text is held back while it may become a stop string, say, and tokens may have none."""
         tokens = completion.token_ids if self._request.call.returns_token_ids else None
-        return bool(completion.text or completion.finish_reason or completion.logprobs or tokens)
+        return bool(completion.finish_reason or completion.logprobs or tokens)
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         call = self._request.call

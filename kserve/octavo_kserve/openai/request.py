@@ -18,7 +18,7 @@ from octavo_kserve.served_model import Models, ServedModel
 MOST_ID_CHARACTERS = 256
 # They ask for nothing that a text model on its own machine could do otherwise.
 WITHOUT_EFFECT = (
-    "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+    "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
     "service_tier", "store", "user", "verbosity",
 )  # fmt: skip
 
@@ -47,11 +47,21 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MessageSettings:
+    """How the text of an answer becomes a message: what is looked for in it, and what is shown of that."""
+
+    format: octavo.ChatFormat
+    shows_reasoning: bool
+    parallel_tool_calls: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
     """One request, understood: `params.n` completions of each prompt.
 
     `echoes` are the texts put before those of each prompt; None stands for the text of the prompt's tokens.
     `num_top_logprobs` is how many candidates a response shows at each position, None for no logprobs at all.
+    `message` is None where the answer is none.
     """
 
     call: Call
@@ -59,6 +69,7 @@ class GenerateRequest:
     echoes: tuple[str | None, ...]
     params: octavo.SamplingParams
     num_top_logprobs: int | None
+    message: MessageSettings | None = None
 
 
 def read_call(fields: Fields, models: Models, prefix: str) -> Call:
@@ -98,9 +109,6 @@ def read_params(fields: Fields, given: Mapping[str, Any], **defaults: object) ->
     """Reads the sampling parameters; `given` stands in for those that this API writes in another way."""
     sampling = {name: fields.get(name) for name in sorted(octavo.SamplingParams.parameter_names())}
     sampling |= given
-    response_format = sampling.pop("response_format")
-    if not isinstance(response_format, dict) or response_format.get("type") != "text":
-        sampling["response_format"] = response_format
     if sampling["best_of"] is not None and sampling["best_of"] == sampling["n"]:
         # The best n of n are all of them.
         sampling["best_of"] = None

@@ -30,13 +30,33 @@ _CALL: dict[str, Schema] = {
     "cache_salt": _TEXT,
     "deadline_s": nullable(type="number", minimum=0.001),
     "return_token_ids": _FLAG,
-    "response_format": nullable(type="object", properties={"type": {"const": "text"}}, required=["type"]),
+    "response_format": nullable(
+        type="object",
+        properties={
+            "type": {"enum": ["text", "json_object", "json_schema", "structural_tag"]},
+            "json_schema": {"type": "object", "properties": {"schema": {"type": "object"}}},
+        },
+        required=["type"],
+    ),
 }  # fmt: skip
 _TEXT_PART: Schema = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
+_NAMED: dict[str, Schema] = {"name": TEXT}
+
+
+def _function(properties: dict[str, Schema]) -> Schema:
+    """A tool, or one that is called."""
+    function = {"type": "object", "properties": properties, "required": ["name"]}
+    return {
+        "type": "object",
+        "properties": {"type": {"const": "function"}, "function": function},
+        "required": ["type", "function"],
+    }
+
+
 _MESSAGES: Schema = {
     "type": "array",
     "minItems": 1,
@@ -44,22 +64,16 @@ _MESSAGES: Schema = {
         "type": "object",
         "properties": {
             "role": TEXT | {"examples": ["system", "user", "assistant", "tool"]},
-            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]},
+            "content": {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": _TEXT_PART}]},
+            "tool_calls": array(**_function(_NAMED | {"arguments": {"type": ["string", "object", "null"]}})),
         },
-        "required": ["role", "content"],
+        "required": ["role"],
     },
-}
-_TOOL: Schema = {
-    "type": "object",
-    "properties": {
-        "type": {"const": "function"},
-        "function": {"type": "object", "properties": {"name": TEXT}, "required": ["name"]},
-    },
-    "required": ["type", "function"],
 }
 _CHAT_PROMPT: dict[str, Schema] = {
-    "tools": array(**_TOOL),
-    "tool_choice": {"enum": ["none", "auto", None]},
+    "tools": array(**_function(_NAMED | {"parameters": nullable(type="object")})),
+    "tool_choice": {"anyOf": [{"enum": ["none", "auto", "required", None]}, _function(_NAMED)]},
+    "parallel_tool_calls": _FLAG,
     "add_generation_prompt": _FLAG,
     "continue_final_message": _FLAG,
     "chat_template_kwargs": nullable(type="object", propertyNames={"enum": sorted(TEMPLATE_KWARGS)}),
@@ -72,6 +86,7 @@ _CHAT: dict[str, Schema] = {
     **sampling_schemas(max_tokens=None),
     "max_completion_tokens": integer(1, INT32_MAX),
     "logprobs": _FLAG,
+    "include_reasoning": _FLAG,
     "top_logprobs": integer(0, MOST_TOP_LOGPROBS),
 }
 _PROMPT: Schema = {
@@ -100,6 +115,8 @@ _DETOKENIZE: dict[str, Schema] = {"model": _CALL["model"], "tokens": _TOKENS}
 
 _SAMPLED: dict[str, Any] = {"max_tokens": 16, "temperature": 0.7, "seed": 1}
 _HELLO = {"role": "user", "content": "Hello"}
+_LOOK_UP = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
+_TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": _LOOK_UP}}]
 
 
 def _body(properties: dict[str, Schema], required: list[str], *examples: dict[str, Any]) -> Schema:
@@ -108,7 +125,11 @@ def _body(properties: dict[str, Schema], required: list[str], *examples: dict[st
 
 BODIES: dict[str, Schema] = {
     "ChatRequest": _body(
-        _CHAT, ["messages"], {"messages": [_HELLO], **_SAMPLED}, {"messages": [_HELLO], **_SAMPLED, "stream": True}
+        _CHAT,
+        ["messages"],
+        {"messages": [_HELLO], **_SAMPLED},
+        {"messages": [_HELLO], **_SAMPLED, "stream": True},
+        {"messages": [_HELLO], "tools": _TOOLS, **_SAMPLED},
     ),
     "CompletionRequest": _body(
         _COMPLETION, ["prompt"], {"prompt": "The sea", **_SAMPLED}, {"prompt": "The sea", **_SAMPLED, "stream": True}

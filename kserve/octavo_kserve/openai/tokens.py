@@ -9,6 +9,7 @@ import octavo
 from octavo_kserve.openai.chat_request import read_chat_prompt
 from octavo_kserve.openai.fields import Fields
 from octavo_kserve.openai.request import find_model
+from octavo_kserve.openai.tool_choice import read_tool_choice
 from octavo_kserve.served_model import Models
 
 _MOST_TOKENS = 1 << 20
@@ -23,7 +24,7 @@ async def tokenize(fields: Fields, models: Models) -> dict[str, Any]:
         adds_special = octavo.parse_bool("add_special_tokens", adds_special)
     if chats and adds_special:
         raise octavo.InvalidRequest("add_special_tokens", True, "false for a chat: its template writes them")
-    prompt = read_chat_prompt(fields) if chats else fields.text("prompt") or ""
+    prompt = read_chat_prompt(fields, read_tool_choice(fields)) if chats else fields.text("prompt") or ""
     with_texts = fields.flag("return_token_strs")
     fields.log_unknown()
     if isinstance(prompt, str) and adds_special is False:

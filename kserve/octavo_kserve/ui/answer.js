@@ -42,12 +42,14 @@ function figures({ tokens, promptTokens, cachedTokens, firstTokenMs, rate, reaso
 export class Answer {
   constructor(question, model) {
     this.author = element("h3");
+    this.thoughts = element("p");
+    this.reasoning = element("details", { class: "reasoning" }, element("summary", {}, "Reasoning"), this.thoughts);
     this.text = element("div", { class: "text" });
     this.figures = element("p", { class: "figures" });
     this.actions = element("p", { class: "actions" });
     this.node = element("article", { class: "pair" },
       element("div", { class: "question" }, element("h3", { class: "hidden" }, "You"), question),
-      element("div", { class: "answer" }, this.author, this.text, this.figures, this.actions));
+      element("div", { class: "answer" }, this.author, this.reasoning, this.text, this.figures, this.actions));
     this.wait(model);
   }
 
@@ -57,11 +59,14 @@ export class Answer {
     // Readers of the screen wait for the end, instead of hearing every token.
     this.node.setAttribute("aria-busy", "true");
     this.text.replaceChildren(element("span", { class: "thinking", "aria-label": "waiting for the first token" }));
+    this.reasoning.hidden = true;
     this.figures.replaceChildren();
     this.actions.replaceChildren();
   }
 
   show(progress) {
+    this.thoughts.textContent = progress.reasoning?.trim() ?? "";
+    this.reasoning.hidden = !this.thoughts.textContent;
     split(progress.text).forEach((piece, i) => this.#showPiece(i, piece));
     this.figures.replaceChildren(...figures(progress).map((text) => element("span", {}, text)));
   }

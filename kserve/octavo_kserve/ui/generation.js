@@ -30,7 +30,7 @@ const rateSince = (first, tokens, now) =>
   first && tokens > first.tokens ? ((tokens - first.tokens) * 1000) / (now - first.time) : null;
 
 /**
- * Yields {text, tokens, promptTokens, cachedTokens, firstTokenMs, rate, reason} whenever there is more of it.
+ * Yields {text, reasoning, tokens, promptTokens, cachedTokens, firstTokenMs, rate, reason} whenever there is more of it.
  * Throws ServerError, or an AbortError after `signal`: then the server ends the request by itself.
  */
 export async function* generate({ model, chats, pairs, question, settings }, signal) {
@@ -43,10 +43,11 @@ export async function* generate({ model, chats, pairs, question, settings }, sig
   };
   const start = performance.now();
   const response = await request(chats ? "v1/chat/completions" : "v1/completions", { body, signal });
-  const progress = { text: "", tokens: 0, promptTokens: 0, cachedTokens: 0, firstTokenMs: null, rate: null };
+  const progress = { text: "", reasoning: "", tokens: 0, promptTokens: 0, cachedTokens: 0, firstTokenMs: null, rate: null };
   let first = null;
   for await (const { choices: [choice], usage } of events(response)) {
     progress.text += choice?.delta?.content ?? choice?.text ?? "";
+    progress.reasoning += choice?.delta?.reasoning_content ?? "";
     progress.reason = choice?.finish_reason ?? progress.reason;
     if (usage && choice) {
       const now = performance.now();

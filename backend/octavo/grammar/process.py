@@ -1,0 +1,83 @@
+"""GrammarProcess: starts and kills one grammar process, and talks to it without waiting. Knows no grammar."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+
+import msgspec
+
+from octavo.grammar.messages import Begin, FromGrammar, Started
+from octavo.vocabulary import Vocabulary
+from octavo.wire import Connection
+
+_MODULE = "octavo.grammar.worker"
+_STDERR = 2
+# A process that dies so often before it is up will not come up.
+MAX_FALSE_STARTS = 3
+CANNOT_START = "nothing: this server cannot start its grammar processes"
+
+
+class GrammarProcess:
+    """One process and this end of the socket to it. `is_up` is whether it can do what it is told at once."""
+
+    def __init__(self, vocabulary: Vocabulary, memory_bytes: int, niceness: int = 0) -> None:
+        """memory_bytes: what it may take beside the vocabulary before it is ended. niceness: how far it steps back for
+        others that want the processor, 0 to 19."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                # -P: the working directory may hold folders named like packages.
+                [sys.executable, "-P", "-m", _MODULE, "--fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=_STDERR,
+            )
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+        self._connection: Connection[FromGrammar] = Connection(ours, FromGrammar)
+        self._end = weakref.finalize(self, _end, self._process, self._connection)
+        self._connection.queue(Begin(vocabulary, memory_bytes))
+        self.is_up = False
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def tell(self, message: msgspec.Struct) -> None:
+        """Queues a message. Before the process is up only `Begin` may be on its way."""
+        assert self.is_up, "it is told nothing before it is up"
+        self._connection.queue(message)
+
+    def flush(self) -> None:
+        """Sends what fits without waiting."""
+        self._connection.flush()
+
+    def turn(self, timeout_s: float = 0.0) -> list[FromGrammar] | None:
+        """Sends what fits, waits for an answer if there is time, and returns what has come; None once it has died."""
+        self._connection.flush()
+        try:
+            messages = self._connection.read() if self._connection.wait(timeout_s) else []
+        except (EOFError, msgspec.DecodeError):
+            return None
+        self.is_up = self.is_up or any(isinstance(message, Started) for message in messages)
+        return messages
+
+    def kill(self) -> None:
+        """Ends it and closes the connection; it is reaped when its memory has been freed, which may take a while."""
+        if self._end.detach() is not None:
+            self._process.kill()
+            self._connection.close()
+            threading.Thread(target=self._process.wait, name="octavo-reap", daemon=True).start()
+
+
+def _end(process: subprocess.Popen[bytes], connection: Connection[FromGrammar]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    process.wait()
+    connection.close()

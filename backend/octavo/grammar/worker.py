@@ -1,0 +1,194 @@
+"""A grammar process: `python -m octavo.grammar.worker --fd N`. Compiles grammars and computes masks for the engine.
+
+Two of them run beside an engine: one only tries grammars out, and is killed where that takes too much; the other
+follows the texts. Ends when the engine ends. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from llguidance import LLMatcher
+
+from octavo.grammar.compiler import Compiler, UnusableGrammar, why
+from octavo.grammar.messages import Advance, Begin, Close, Mask, Masks, Open, Started, ToGrammar, Tried, Try
+from octavo.structured_outputs import StructuredOutputs
+from octavo.wire import Connection
+
+# Compiled grammars that are kept, whether or not a text follows them.
+_MAX_COMPILED = 64
+_LONGEST_WAIT_S = 60.0
+# Most masks take a twentieth of a millisecond.
+_SLOW_S = 0.01
+_PAGE_BYTES = resource.getpagesize()
+
+
+@dataclass(slots=True)
+class Text:
+    """A text that follows a grammar. `matcher` is None while the grammar is compiled. One that `is_slow` has a thread
+    compute its masks, so that others need not wait for them."""
+
+    number: int
+    end_token_ids: list[int]
+    num_tokens: int = 0
+    matcher: LLMatcher | None = None
+    is_slow: bool = False
+
+
+class GrammarServer:
+    """Serves one engine. Owns the compiler, the compiled grammars and the texts.
+
+    Compiling, and what else takes long, has a thread of its own, so that other texts go on meanwhile. Both threads
+    send, guarded by a lock; a text is only ever touched by the one that answers next.
+    """
+
+    def __init__(self, compiler: Compiler, connection: Connection[ToGrammar]) -> None:
+        self._compiler = compiler
+        self._connection = connection
+        self._compiled: OrderedDict[StructuredOutputs, Future[LLMatcher]] = OrderedDict()
+        self._texts: dict[int, Text] = {}
+        self._sending = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "octavo-compile")
+
+    def run(self) -> None:
+        """Serves until the engine ends, which raises EOFError or ConnectionError."""
+        while True:
+            if self._connection.wait(_LONGEST_WAIT_S):
+                answers = [self._handle(message) for message in self._connection.read()]
+                self._send([mask for mask in answers if mask is not None])
+
+    def _handle(self, message: ToGrammar) -> Mask | None:
+        match message:
+            case Advance(number, token_ids):
+                return self._advance(number, token_ids)
+            case Open(number, asked, token_ids, end_token_ids):
+                text = self._texts[number] = Text(number, end_token_ids)
+                self._thread.submit(self._begin, text, self._grammar(asked), token_ids)
+            case Close(number):
+                self._texts.pop(number, None)
+            case Try(asked):
+                self._connection.send(Tried(self._try_out(asked)))
+        return None
+
+    def _send(self, masks: list[Mask]) -> None:
+        if masks:
+            with self._sending:
+                self._connection.send(Masks(masks))
+
+    def _try_out(self, asked: StructuredOutputs) -> str:
+        try:
+            self._compiler.try_out(asked)
+        except UnusableGrammar as error:
+            return str(error)
+        return ""
+
+    def _grammar(self, asked: StructuredOutputs) -> Future[LLMatcher]:
+        found = self._compiled.get(asked)
+        if found is None:
+            found = self._compiled[asked] = self._thread.submit(self._compiler.compile, asked)
+            if len(self._compiled) > _MAX_COMPILED:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(asked)
+        return found
+
+    def _begin(self, text: Text, compiled: Future[LLMatcher], token_ids: list[int]) -> None:
+        """On the thread, behind the compiling: the text's grammar is there, and catches up with the text."""
+        try:
+            text.matcher = compiled.result().deep_copy()
+            mask = self._follow(text, text.matcher, token_ids)
+        except UnusableGrammar as error:
+            mask = Mask(text.number, len(token_ids), b"", error=str(error))
+        self._send([mask])
+
+    def _advance(self, number: int, token_ids: list[int]) -> Mask | None:
+        """What may follow these tokens, too; None where the thread says it later, or the text has ended."""
+        text = self._texts.get(number)
+        if text is None or text.matcher is None:
+            return None
+        if not text.is_slow:
+            return self._follow(text, text.matcher, token_ids)
+        matcher = text.matcher
+        self._thread.submit(lambda: self._send([self._follow(text, matcher, token_ids)]))
+        return None
+
+    def _follow(self, text: Text, matcher: LLMatcher, token_ids: list[int]) -> Mask:
+        began_at = time.perf_counter()
+        text.num_tokens += len(token_ids)
+        if token_ids:
+            matcher.consume_tokens(token_ids)
+        allowed = bytearray(matcher.compute_bitmask())
+        if matcher.is_error():
+            return Mask(text.number, text.num_tokens, b"", error=f"its grammar cannot be followed: {why(matcher)}")
+        self._allow_ends(allowed, text.end_token_ids)
+        text.is_slow = text.is_slow or time.perf_counter() - began_at > _SLOW_S
+        is_complete = matcher.is_stopped()
+        return Mask(text.number, text.num_tokens, bytes(allowed), is_complete, text.is_slow)
+
+    def _allow_ends(self, allowed: bytearray, end_token_ids: list[int]) -> None:
+        """Where the text may end, the tokens that end it may follow."""
+        byte, bit = divmod(self._compiler.end_token_id, 8)
+        if allowed[byte] >> bit & 1:
+            allowed[byte] &= ~(1 << bit)
+            for token_id in end_token_ids:
+                if token_id // 8 < len(allowed):
+                    allowed[token_id // 8] |= 1 << token_id % 8
+
+
+def serve(connection: Connection[ToGrammar]) -> None:
+    """The whole life of a grammar process."""
+    messages: list[ToGrammar] = []
+    while not messages:
+        if connection.wait(_LONGEST_WAIT_S):
+            messages = connection.read()
+    begin = messages[0]
+    assert isinstance(begin, Begin) and len(messages) == 1, "nothing is asked before the answer to the first message"
+    compiler = Compiler(begin.vocabulary)
+    limit = _address_space() + begin.memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    connection.send(Started())
+    GrammarServer(compiler, connection).run()
+
+
+def _address_space() -> int:
+    """Bytes of this process's address space. Source: proc(5), statm."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * _PAGE_BYTES
+
+
+def _exit_on_hang_up(fd: int) -> None:
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    poll.poll()
+    os._exit(0)
+
+
+def main() -> int:
+    """Entry point; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="octavo.grammar.worker")
+    parser.add_argument("--fd", type=int, required=True, help="an inherited socket to the engine")
+    fd = parser.parse_args().fd
+    # The engine decides when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_exit_on_hang_up, args=(fd,), name="octavo-watch", daemon=True).start()
+    try:
+        serve(Connection(socket.socket(fileno=fd), ToGrammar))
+    except (EOFError, ConnectionError):
+        # Not before its threads have ended, one of which may be compiling.
+        os._exit(0)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""ToolCallReader: a text that comes in pieces, taken apart into content and calls of tools as one format frames them.
+
+What turns out to be no call is content, every character of it, and nothing is held back that is certain. Linear in the
+text. Knows no template and no schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from octavo.text.call_reader import CallReader, Malformed
+from octavo.text.marks import WHITE_SPACE, MarkFinder
+from octavo.text.message_part import MessagePart, PartKind
+from octavo.text.tool_formats import ToolFormat
+
+
+class ToolCallReader:
+    """One message. Owns what may be part of a frame and is not certain yet: the text after `_certain`, and `_held`."""
+
+    #  content | opening | call | separator | call | closing | content
+    def __init__(self, tools: ToolFormat) -> None:
+        self._tools = tools
+        self._finder = MarkFinder(tools.opening)
+        self._call = CallReader()
+        self._num_calls = 0
+        self._parts: list[MessagePart] = []
+        self._held: list[str] = []
+        self._certain = 0
+        self._num_closed = 0
+        self._behind_call = False
+        self._state: Callable[[str, int], int] = self._read_call if tools.bare else self._read_content
+
+    def push(self, text: str, finished: bool = False) -> list[MessagePart]:
+        """What is certain now; with `finished` everything."""
+        self._parts, self._certain, position = [], 0, 0
+        while position < len(text):
+            try:
+                position = self._state(text, position)
+            except Malformed as fault:
+                position = fault.position
+                self._give_up(text, position)
+        self._held.append(text[self._certain :])
+        if finished:
+            self._finish()
+        return self._parts
+
+    def _read_content(self, text: str, position: int) -> int:
+        shown: list[str] = []
+        position = self._finder.push(text, position, shown)
+        self._show("".join(shown))
+        self._certain = position
+        if self._finder.found:
+            self._held = [self._finder.take_held()]
+            self._state = self._open_list if self._tools.in_list else self._read_call
+        return position
+
+    def _open_list(self, text: str, position: int) -> int:
+        if text[position] == "[":
+            self._state = self._read_call
+        elif text[position] not in WHITE_SPACE:
+            raise Malformed(position)
+        return position + 1
+
+    def _read_call(self, text: str, position: int) -> int:
+        was_certain = self._call.certain
+        try:
+            position = self._call.push(text, position)
+        finally:
+            self._take_call(was_certain)
+        if self._call.done:
+            self._held, self._certain, self._behind_call = [], position, True
+            self._call, self._state = CallReader(), self._after_call
+        return position
+
+    def _take_call(self, was_certain: bool) -> None:
+        """Gives out what is certain of the call."""
+        call = self._call
+        if not call.certain:
+            return
+        if not was_certain:
+            self._num_calls += 1
+            self._parts.append(MessagePart(PartKind.TOOL_CALL, "", self._num_calls - 1, call.name))
+        if call.certain_at is not None:
+            self._parts.append(MessagePart(PartKind.TOOL_CALL, "".join(call.fresh), self._num_calls - 1))
+            call.fresh.clear()
+            self._held, self._certain = [], call.certain_at
+
+    def _after_call(self, text: str, position: int) -> int:
+        """One character: of the closing mark, the separator, or white space before them."""
+        character, closing = text[position], self._tools.closing
+        if closing and character == closing[self._num_closed]:
+            self._num_closed += 1
+            if self._num_closed == len(closing):
+                self._go_on(position + 1)
+        elif self._num_closed:
+            raise Malformed(position)
+        elif character == self._tools.separator:
+            self._state = self._read_call
+        elif character not in WHITE_SPACE:
+            raise Malformed(position)
+        return position + 1
+
+    def _go_on(self, certain: int) -> None:
+        """With content, from here."""
+        self._held, self._certain, self._num_closed = [], certain, 0
+        self._state = self._read_content
+
+    def _give_up(self, text: str, position: int) -> None:
+        """It was no call, or nothing that may follow one: content goes on from `position`."""
+        self._show("".join(self._held) + text[self._certain : position])
+        self._call = CallReader()
+        self._go_on(position)
+
+    def _finish(self) -> None:
+        held = "".join(self._held) + self._finder.take_held()
+        self._held = []
+        # Behind a call that is certain, what is held is the rest of its frame. White space behind it says nothing.
+        in_frame = self._state == self._after_call or self._call.certain
+        if not in_frame and not (self._behind_call and held.isspace()):
+            self._show(held)
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._behind_call = False
+            self._parts.append(MessagePart(PartKind.CONTENT, text))

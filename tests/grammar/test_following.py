@@ -1,0 +1,117 @@
+"""Texts that follow their grammars: in the server that does it, and as the engine sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from grammar.byte_vocabulary import BYTES
+
+from octavo.grammar import worker
+from octavo.grammar.compiler import Compiler
+from octavo.grammar.followed_text import TextFollower
+from octavo.grammar.messages import Advance, Close, FromGrammar, Mask, Masks, Open, ToGrammar
+from octavo.grammar.worker import GrammarServer
+from octavo.structured_outputs import StructuredOutputs
+from octavo.wire import Connection
+
+PATIENCE_S = 20.0
+WORD = StructuredOutputs("regex", "ab?[0-9]+")
+END = 256
+
+
+@pytest.fixture
+def server() -> Iterator[Connection[FromGrammar]]:
+    """The engine's end of the connection to a server in this process."""
+    ours, theirs = socket.socketpair()
+    served: Connection[ToGrammar] = Connection(theirs, ToGrammar)
+
+    def run() -> None:
+        with contextlib.suppress(EOFError):
+            GrammarServer(Compiler(BYTES), served).run()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    connection: Connection[FromGrammar] = Connection(ours, FromGrammar)
+    yield connection
+    connection.close()
+    thread.join(PATIENCE_S)
+    served.close()
+
+
+def next_mask(connection: Connection[FromGrammar]) -> Mask:
+    assert connection.wait(PATIENCE_S)
+    (message,) = connection.read()
+    assert isinstance(message, Masks)
+    (mask,) = message.masks
+    return mask
+
+
+def tokens_of(mask: Mask) -> set[int]:
+    return {token_id for token_id in range(8 * len(mask.allowed)) if mask.allowed[token_id // 8] >> token_id % 8 & 1}
+
+
+@pytest.mark.parametrize("slow_s", [1000.0, -1.0])
+def test_a_mask_follows_every_step_of_a_text(
+    server: Connection[FromGrammar], monkeypatch: pytest.MonkeyPatch, slow_s: float
+) -> None:
+    monkeypatch.setattr(worker, "_SLOW_S", slow_s)
+    server.send(Open(7, WORD, [], [END]))
+    assert tokens_of(first := next_mask(server)) == {*b"a"}
+    assert (first.number, first.num_tokens, first.is_slow) == (7, 0, slow_s < 0)
+    server.send(Advance(7, [*b"a"]))
+    assert tokens_of(next_mask(server)) == {*b"b0123456789"}
+    server.send(Advance(7, [*b"b1"]))
+    last = next_mask(server)
+    assert tokens_of(last) == {*b"0123456789", END} and last.num_tokens == 3 and not last.is_complete
+    server.send(Close(7))
+    server.send(Advance(7, [*b"1"]))
+    server.send(Open(8, WORD, [*b"ab"], []))
+    assert (after := next_mask(server)).number == 8 and tokens_of(after) == {*b"0123456789"}
+
+
+def test_a_token_that_could_not_come_is_an_error_of_that_text(server: Connection[FromGrammar]) -> None:
+    server.send(Open(1, WORD, [*b"x"], []))
+    assert next_mask(server).error.startswith("its grammar cannot be followed")
+    server.send(Open(2, StructuredOutputs("regex", "("), [], []))
+    assert "a regular expression that can be followed" in next_mask(server).error
+
+
+@pytest.fixture(scope="module")
+def follower() -> Iterator[TextFollower]:
+    made = TextFollower(BYTES)
+    yield made
+    made.close()
+
+
+def turn_until(follower: TextFollower, is_reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_reached():
+        assert time.monotonic() < deadline
+        follower.turn(0.01)
+
+
+def test_a_step_counts_on_a_mask_unless_masks_of_its_text_are_slow(follower: TextFollower) -> None:
+    text = follower.open(WORD, [], [])
+    assert not text.is_ready, "the process is not up yet"
+    turn_until(follower, lambda: text.has_arrived)
+    text.advance([*b"a"])
+    assert text.is_ready and not text.has_arrived
+    turn_until(follower, lambda: text.has_arrived)
+    text.is_slow = True
+    text.advance([*b"b"])
+    assert not text.is_ready
+    turn_until(follower, lambda: text.is_ready)
+    assert text.allowed()
+
+
+def test_whoever_waits_for_a_text_that_ends_is_not_kept_waiting(follower: TextFollower) -> None:
+    text = follower.open(WORD, [], [])
+    text.close()
+    began_at = time.monotonic()
+    assert set(text.allowed()) == {255}
+    assert time.monotonic() - began_at < 0.2

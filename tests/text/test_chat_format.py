@@ -1,0 +1,163 @@
+"""Which format a model has, what makes its text a call, and marks that are special tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from text.tiny_tokenizers import train_byte_level
+from tokenizers import AddedToken
+
+from octavo import ChatFormat, InvalidRequest, SamplingParams
+from octavo.config import REASONING_PARSERS, TOOL_CALL_PARSERS, EngineConfig
+from octavo.grammar.compiler import Compiler
+from octavo.text.chat_format import open_chat_format
+from octavo.text.detokenizer import Detokenizer
+from octavo.text.message_part import merged
+from octavo.text.reasoning import MISTRAL_THINK, REASONING_FORMATS, THINK, ReasoningFormat
+from octavo.text.tokenizer import Tokenizer
+from octavo.text.tool_formats import HERMES, LLAMA3, MISTRAL, TOOL_FORMATS, ToolFormat
+from octavo.vocabulary import Vocabulary
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"$ref": "#/$defs/N"}},
+    "required": ["n"],
+    "$defs": {"N": {"enum": [1, 2]}},
+}
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "count", "parameters": SCHEMA | {"additionalProperties": False}}},
+    {"type": "function", "function": {"name": 'say "::="', "description": "says\n::= something"}},
+]
+ASKED = [("count", {"n": 1}), ('say "::="', {"text": "héllo ::= </tool_call>"}), ("count", {"n": 2})]
+FORMATS = list(TOOL_FORMATS.values())
+
+
+@pytest.fixture(scope="module")
+def special() -> Tokenizer:
+    """The marks of Mistral's and Llama's models are special tokens, and so is one that is no mark."""
+    backend = train_byte_level()
+    marks = [*MISTRAL.marks, *LLAMA3.marks, *MISTRAL_THINK.marks]
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in sorted(marks)])
+    return Tokenizer(backend, {"eos_token": "<|eos|>"}, None)
+
+
+@pytest.fixture(scope="module")
+def compiler(special: Tokenizer) -> Compiler:
+    texts = [special.token_text(token_id) for token_id in range(special.vocab_size)]
+    # Tokens that are whole texts, and every byte: enough to write anything.
+    tokens = [text.encode() if "\ufffd" not in text else b"" for text in texts] + [bytes([i]) for i in range(256)]
+    return Compiler(Vocabulary(tokens, sorted(special.special_token_ids)))
+
+
+def written(tools: ToolFormat, calls: Sequence[tuple[str, Any]]) -> str:
+    """What a model of this format writes to call these."""
+    objects = [json.dumps({"name": name, tools.arguments: arguments}, ensure_ascii=False) for name, arguments in calls]
+    if tools is HERMES:
+        return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in objects)
+    return "; ".join(objects) if tools is LLAMA3 else f"[TOOL_CALLS][{', '.join(objects)}]"
+
+
+def token_ids(special: Tokenizer, text: str) -> list[int]:
+    """Special tokens, and each other byte as the compiler's vocabulary has it."""
+    found: list[int] = []
+    for token_id in special.encode(text, add_special_tokens=False):
+        data = special.token_text(token_id).encode()
+        found += [token_id] if token_id in special.special_token_ids else [special.vocab_size + byte for byte in data]
+    return found
+
+
+def accepts(compiler: Compiler, special: Tokenizer, tools: ToolFormat, text: str, **choice: Any) -> bool:
+    """Whether a forced call may be this text, to its end."""
+    matcher = compiler.compile(ChatFormat(tools, None).forced_calls(TOOLS, special, **choice))
+    ids = [token_id for line in text.splitlines(keepends=True) for token_id in token_ids(special, line)]
+    return matcher.try_consume_tokens(ids) == len(ids) and bool(matcher.is_accepting())
+
+
+@pytest.mark.parametrize("tools", FORMATS, ids=lambda tools: tools.name)
+@pytest.mark.parametrize("calls", [ASKED[:1], ASKED[1:2], ASKED])
+def test_a_forced_text_is_read_as_the_calls_that_were_forced(
+    compiler: Compiler, special: Tokenizer, tools: ToolFormat, calls: list[tuple[str, Any]]
+) -> None:
+    text = written(tools, calls)
+    assert accepts(compiler, special, tools, text)
+    parts = merged(ChatFormat(tools, None).reader("").push(text, finished=True))
+    assert [(part.name, json.loads(part.text)) for part in parts] == calls
+
+
+@pytest.mark.parametrize("tools", FORMATS, ids=lambda tools: tools.name)
+def test_a_forced_text_is_nothing_else(compiler: Compiler, special: Tokenizer, tools: ToolFormat) -> None:
+    for text in (
+        "",
+        "Hello",
+        written(tools, [("other", {})]),
+        written(tools, [("count", {"n": 3})]),
+        written(tools, []),
+    ):
+        assert not accepts(compiler, special, tools, text), text
+    assert not accepts(compiler, special, tools, written(tools, ASKED[1:2]), name="count")
+    assert accepts(compiler, special, tools, written(tools, ASKED[:1]), name="count")
+    for choice in ({"parallel": False}, {"name": "count"}):
+        assert not accepts(compiler, special, tools, written(tools, [ASKED[0], ASKED[2]]), **choice)
+
+
+def test_a_tool_that_is_not_there_cannot_be_forced(special: Tokenizer) -> None:
+    with pytest.raises(InvalidRequest, match=r"tool_choice: 'look' .* one of the `tools`: count, say"):
+        ChatFormat(HERMES, None).forced_calls(TOOLS, special, name="look")
+    with pytest.raises(InvalidRequest, match=r"tool_choice: 'required' .* this model calls no tools"):
+        ChatFormat(None, None).forced_calls(TOOLS, special)
+
+
+@pytest.mark.parametrize(
+    ("template", "tools", "reasoning"),
+    [
+        (None, HERMES, None),
+        ("{{ messages }}", HERMES, None),
+        (
+            "... within <tool_call></tool_call> tags, with \"parameters\": ... {{ content.split('</think>') }}",
+            HERMES,
+            THINK,
+        ),
+        ('{"name": function name, "parameters": dictionary}', LLAMA3, None),
+        ("{{ '[TOOL_CALLS]' }}", MISTRAL, None),
+        ("{{ '[TOOL_CALLS]' }}[THINK]{{ thoughts }}[/THINK]", MISTRAL, MISTRAL_THINK),
+    ],
+)
+def test_the_template_tells_the_format(
+    template: str | None, tools: ToolFormat, reasoning: ReasoningFormat | None
+) -> None:
+    assert open_chat_format(EngineConfig(), template) == ChatFormat(tools, reasoning)
+
+
+def test_the_configuration_goes_before_the_template() -> None:
+    for name in TOOL_CALL_PARSERS[1:]:
+        assert open_chat_format(EngineConfig(tool_call_parser=name), "<tool_call>").tools is TOOL_FORMATS.get(name)
+    for name in REASONING_PARSERS[1:]:
+        found = open_chat_format(EngineConfig(reasoning_parser=name), "</think>").reasoning
+        assert found is REASONING_FORMATS.get(name)
+    assert {*TOOL_CALL_PARSERS} == {"auto", "none", *TOOL_FORMATS}
+    assert {*REASONING_PARSERS} == {"auto", "none", *REASONING_FORMATS}
+
+
+def shown(tokenizer: Tokenizer, text: str) -> str:
+    """What a completion of the tokens of `text` shows."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return Detokenizer(tokenizer, [], SamplingParams()).push(ids, finished=True).text
+
+
+@pytest.mark.parametrize("tools", [MISTRAL, LLAMA3], ids=lambda tools: tools.name)
+def test_marks_that_are_special_tokens_are_shown_and_other_special_tokens_are_not(
+    special: Tokenizer, tools: ToolFormat
+) -> None:
+    text = f"<|im_start|>Well{tools.opening}[1]<|im_end|>"
+    assert shown(special, text) == "Well[1]"
+    assert shown(special.showing(tools.marks), text) == f"Well{tools.opening}[1]"
+    assert tools.opening not in shown(special.showing(THINK.marks), text)
+
+
+def test_a_tokenizer_without_such_tokens_stays_as_it_is(special: Tokenizer) -> None:
+    assert special.showing(HERMES.marks) is special
+    assert special.special_token_id("<tool_call>") is None and special.special_token_id("the") is None
+    assert special.special_token_id("[TOOL_CALLS]") in special.special_token_ids

@@ -1,0 +1,187 @@
+"""A model's text to the parts of its message: calls in every format, reasoning, and what is neither."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from octavo import MessagePart, PartKind
+from octavo.text.message_part import merged
+from octavo.text.message_reader import MessageReader
+from octavo.text.reasoning import MISTRAL_THINK, THINK, ReasoningFormat
+from octavo.text.tool_formats import HERMES, LLAMA3, MISTRAL, ToolFormat
+
+
+def read(
+    text: str, tools: ToolFormat | None = HERMES, reasoning: ReasoningFormat | None = THINK, prompt: str = ""
+) -> list[MessagePart]:
+    """The whole message, from a text that comes a character at a time."""
+    reader = MessageReader(tools, reasoning, prompt)
+    return merged([part for character in text for part in reader.push(character)] + reader.push("", finished=True))
+
+
+def content(text: str) -> MessagePart:
+    return MessagePart(PartKind.CONTENT, text)
+
+
+def thought(text: str) -> MessagePart:
+    return MessagePart(PartKind.REASONING, text)
+
+
+def call(number: int, name: str, arguments: str) -> MessagePart:
+    return MessagePart(PartKind.TOOL_CALL, arguments, number, name)
+
+
+ONE = '{"name": "f", "arguments": {"a": 1}}'
+TWO = '{"arguments": {"b": {"c": "}]<\\"/tool_call>"}}, "name": "g"}'
+CALLS = [call(0, "f", '{"a": 1}'), call(1, "g", '{"b": {"c": "}]<\\"/tool_call>"}}')]
+
+
+@pytest.mark.parametrize(
+    ("tools", "text"),
+    [
+        (HERMES, f"<tool_call>\n{ONE}\n</tool_call>\n<tool_call>\n{TWO}\n</tool_call>"),
+        (HERMES, f"\n<tool_call>{ONE}</tool_call><tool_call>{TWO}</tool_call>\n\n"),
+        (MISTRAL, f"[TOOL_CALLS][{ONE}, {TWO}]"),
+        (MISTRAL, f"[TOOL_CALLS] [ {ONE}\n,{TWO} ] "),
+        (LLAMA3, f"{ONE}; {TWO}".replace("arguments", "parameters")),
+        (LLAMA3, f" {ONE};\n{TWO}\n"),
+        (LLAMA3, f"<|python_tag|>{ONE}; {TWO}"),
+    ],
+)
+def test_several_calls_are_read_in_every_format(tools: ToolFormat, text: str) -> None:
+    assert read(text, tools) == CALLS
+
+
+@pytest.mark.parametrize(
+    ("tools", "text"),
+    [
+        (HERMES, f"Let me see.\n\n<tool_call>\n{ONE}\n</tool_call>"),
+        (MISTRAL, f"Let me see. [TOOL_CALLS] [{ONE}]"),
+        (LLAMA3, f"Let me see.<|python_tag|>{ONE}"),
+    ],
+)
+def test_what_is_said_before_a_call_is_content_without_the_space_between(tools: ToolFormat, text: str) -> None:
+    assert read(text, tools) == [content("Let me see."), CALLS[0]]
+
+
+def test_what_is_said_behind_a_call_is_content_with_it() -> None:
+    assert read(f"<tool_call>{ONE}</tool_call>\n\nDone.\n") == [CALLS[0], content("\n\nDone.\n")]
+
+
+@pytest.mark.parametrize("extra", ['"type": "function", ', '"id": "9aA", '])
+def test_what_some_models_add_to_a_call_is_left_out(extra: str) -> None:
+    assert read(f'<tool_call>{{{extra}"name": "f", "arguments": {{"a": 1}}}}</tool_call>') == CALLS[:1]
+
+
+def test_a_name_is_read_as_json() -> None:
+    assert read('<tool_call>{"name": "caf\\u00e9 \\"x\\"", "arguments": {}}') == [call(0, 'café "x"', "{}")]
+
+
+@pytest.mark.parametrize(
+    ("tools", "text"),
+    [
+        (HERMES, "The <tool_call> tag, </tool_call> and <tool"),
+        (HERMES, "<tool_call>\nf(1)\n</tool_call>"),
+        (HERMES, "<tool_call>\n<function=f>\n</function>\n</tool_call>"),
+        (HERMES, '<tool_call>{"name": "f"}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "", "arguments": {}}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "a\nb", "arguments": {}}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "f", "name": "g", "arguments": {}}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": "{}"}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "f", "arg'),
+        (HERMES, "<tool_call>\n"),
+        (HERMES, ONE),
+        (MISTRAL, f"[TOOL_CALLS]{ONE}"),
+        (MISTRAL, f"[[TOOL_CALLS [{ONE}]"),
+        (LLAMA3, '{"city": "Rome", "name": "f", "parameters": {}}'),
+        (LLAMA3, '{"nam": "Rome"}'),
+        (LLAMA3, "<|python_tag|>print(1)"),
+        (LLAMA3, f"Like so: {ONE}"),
+        (LLAMA3, " { } "),
+    ],
+)
+def test_what_is_no_call_is_content_to_the_last_character(tools: ToolFormat, text: str) -> None:
+    assert read(text, tools, None) == [content(text)]
+
+
+def test_a_call_behind_one_that_was_none_is_found() -> None:
+    assert read(f'<tool_call>{{"na<tool_call>{ONE}</tool_call>') == [content('<tool_call>{"na'), CALLS[0]]
+
+
+@pytest.mark.parametrize(
+    ("rest", "found"),
+    [
+        ('{"a": 1', '{"a": 1'),
+        ('{"a": 1}', '{"a": 1}'),
+        ('{"a": 1}}\n</tool_', '{"a": 1}'),
+        ('{"a": [1}]}</tool_call>', '{"a": [1}]'),
+        ('{"a": "b}}\n</tool_call>', '{"a": "b}}\n</tool_call>'),
+    ],
+)
+def test_a_call_that_is_cut_off_or_broken_keeps_what_was_written_of_it(rest: str, found: str) -> None:
+    assert read(f'<tool_call>{{"name": "f", "arguments": {rest}') == [call(0, "f", found)]
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        (f"<tool_call>{ONE}\nso</tool_call>", "\nso</tool_call>"),
+        (f"<tool_call>{ONE}</tool_cart>", "</tool_cart>"),
+        (f'<tool_call>{ONE[:-1]}, "more": 1}}', ', "more": 1}'),
+    ],
+)
+def test_what_cannot_follow_a_call_is_content(text: str, rest: str) -> None:
+    assert read(text) == [CALLS[0], content(rest)]
+
+
+def test_a_call_is_streamed_as_soon_as_it_is_certain() -> None:
+    reader = MessageReader(HERMES, None, "")
+    steps = ["<tool_", 'call>\n{"name": "f", ', '"arguments": ', '{"a": "x', "y", '"}', "}", "</tool_call>"]
+    seen = [[(part.name, part.text) for part in reader.push(step)] for step in steps]
+    assert seen == [[], [], [], [("f", '{"a": "x')], [(None, "y")], [(None, '"}')], [], []]
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "found"),
+    [
+        ("<think>\nWell,\n so\n</think>\n\nYes.", "", [thought("Well,\n so"), content("Yes.")]),
+        ("\nWell </thin\n</think>Yes.", "assistant\n<think>\n", [thought("Well </thin"), content("Yes.")]),
+        ("Yes.", "<think>\n\n</think>\n\n", [content("Yes.")]),
+        ("<think>\n\n</think>\n\nYes.", "", [content("Yes.")]),
+        ("<think>Well", "", [thought("Well")]),
+        ("<think>Well </thi", "", [thought("Well </thi")]),
+        ("\n Yes <think>no</think>", "", [content("\n Yes <think>no</think>")]),
+        ("<thi", "", [content("<thi")]),
+        ("<think>a</think>b</think>c", "", [thought("a"), content("b</think>c")]),
+        (f"<think>\n<tool_call>{ONE}\n</think>\n<tool_call>{ONE}", "", [thought(f"<tool_call>{ONE}"), CALLS[0]]),
+        ("", "", []),
+    ],
+)
+def test_reasoning_is_told_from_what_is_said(text: str, prompt: str, found: list[Any]) -> None:
+    assert read(text, prompt=prompt) == found
+
+
+def test_other_marks_of_reasoning() -> None:
+    assert read("[THINK]a <b[/THINK]c", MISTRAL, MISTRAL_THINK) == [thought("a <b"), content("c")]
+
+
+def test_without_formats_a_text_is_content() -> None:
+    text = f"<think>a</think><tool_call>{ONE}</tool_call>"
+    assert read(text, None, None) == [content(text)]
+
+
+def test_long_texts_of_what_may_be_a_mark_are_read_to_their_end() -> None:
+    for text in ("\n" * 20_000, "<" * 20_000, "<tool_call>" * 4_000, '<tool_call>{"name": "' + "f" * 20_000):
+        assert read(text) == [content(text)]
+    arguments = json.dumps({"a": ["\\" * 10_000]})
+    assert read(f'<tool_call>{{"name": "f", "arguments": {arguments}}}') == [call(0, "f", arguments)]
+
+
+def test_parts_are_as_few_as_they_can_be() -> None:
+    parts = [content("a"), content(""), content("b"), thought("c"), call(0, "f", ""), content("")]
+    assert merged(parts) == [content("ab"), thought("c"), call(0, "f", "")]
+    assert all(one.kind is not other.kind for one, other in pairwise(merged(parts)))
