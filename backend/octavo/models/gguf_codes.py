@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import gguf
 import torch
 from torch import Tensor
 
 from octavo.layers.linear import GROUP, Kind, WeightCodes
 
-_KINDS = {
-    gguf.GGMLQuantizationType.Q8_0: Kind.INT8_GROUPS,
-    gguf.GGMLQuantizationType.Q4_0: Kind.INT4_GROUPS,
-    gguf.GGMLQuantizationType.Q4_1: Kind.INT4_MIN_GROUPS,
-}
+# By the format's names of its types.
+_KINDS = {"Q8_0": Kind.INT8_GROUPS, "Q4_0": Kind.INT4_GROUPS, "Q4_1": Kind.INT4_MIN_GROUPS}
 _SCALE_BYTES = 2
 
 
@@ -26,7 +22,7 @@ def codes_of(tensor: Any) -> WeightCodes | None:
 
     That is a code of -128, or a scale that is no finite number: other programs' files may have either.
     """
-    kind = _KINDS.get(tensor.tensor_type)
+    kind = _KINDS.get(tensor.tensor_type.name)
     if kind is None:
         return None
     # A copy, because the file is mapped for reading only: out outputs of blocks of bytes.
