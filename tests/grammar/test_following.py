@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import threading
 import time
@@ -13,6 +15,7 @@ from grammar.byte_vocabulary import BYTES
 
 from octavo.grammar import worker
 from octavo.grammar.compiler import Compiler
+from octavo.grammar.followed_text import PATIENCE_S as PATIENCE_OF_A_STEP_S
 from octavo.grammar.followed_text import TextFollower
 from octavo.grammar.messages import Advance, Close, FromGrammar, Mask, Masks, Open, ToGrammar
 from octavo.grammar.worker import GrammarServer
@@ -74,6 +77,33 @@ def test_a_mask_follows_every_step_of_a_text(
     assert (after := next_mask(server)).number == 8 and tokens_of(after) == {*b"0123456789"}
 
 
+def test_tokens_that_come_before_the_grammar_has_been_compiled_are_followed_in_order(
+    server: Connection[FromGrammar],
+) -> None:
+    for message in (Open(7, WORD, [], [END]), Advance(7, [ord("a")]), Advance(7, [ord("b")]), Advance(7, [ord("4")])):
+        server.queue(message)
+    server.flush()
+    masks: list[Mask] = []
+    while len(masks) < 4:
+        assert server.wait(PATIENCE_S)
+        masks += [mask for message in server.read() if isinstance(message, Masks) for mask in message.masks]
+    digits = set(range(ord("0"), ord("9") + 1))
+    assert [mask.num_tokens for mask in masks] == [0, 1, 2, 3]
+    assert [tokens_of(mask) for mask in masks] == [{ord("a")}, {ord("b")} | digits, digits, digits | {END}]
+
+
+def test_a_grammar_that_cannot_be_compiled_is_an_error_of_every_step(server: Connection[FromGrammar]) -> None:
+    server.queue(Open(7, StructuredOutputs("regex", "("), [], [END]))
+    server.queue(Advance(7, [65]))
+    server.flush()
+    masks: list[Mask] = []
+    while len(masks) < 2:
+        assert server.wait(PATIENCE_S)
+        masks += [mask for message in server.read() if isinstance(message, Masks) for mask in message.masks]
+    assert [mask.num_tokens for mask in masks] == [0, 1]
+    assert all(mask.error and not mask.allowed for mask in masks)
+
+
 def test_a_token_that_could_not_come_is_an_error_of_that_text(server: Connection[FromGrammar]) -> None:
     server.send(Open(1, WORD, [*b"x"], []))
     assert next_mask(server).error.startswith("its grammar cannot be followed")
@@ -115,3 +145,40 @@ def test_whoever_waits_for_a_text_that_ends_is_not_kept_waiting(follower: TextFo
     began_at = time.monotonic()
     assert set(text.allowed()) == {255}
     assert time.monotonic() - began_at < 0.2
+
+
+def test_a_process_that_stands_still_makes_a_step_wait_once_not_once_a_row(follower: TextFollower) -> None:
+    texts = [follower.open(WORD, [], [END]) for _ in range(8)]
+    turn_until(follower, lambda: all(text.has_arrived for text in texts))
+    os.kill(follower.pid, signal.SIGSTOP)
+    try:
+        for text in texts:
+            text.advance([ord("a")])
+        begun_at = time.monotonic()
+        assert [text.allowed() for text in texts] == [b""] * len(texts)
+        assert time.monotonic() - begun_at < 3 * PATIENCE_OF_A_STEP_S
+        assert all(text.was_missed for text in texts)
+    finally:
+        os.kill(follower.pid, signal.SIGCONT)
+    turn_until(follower, lambda: all(text.has_arrived for text in texts))
+    texts[0].advance([ord("4")])
+    assert texts[0].allowed()
+
+
+def test_texts_are_given_up_where_no_process_can_be_started(
+    follower: TextFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, waits_later = (follower.open(WORD, [], [END]) for _ in range(2))
+    turn_until(follower, lambda: waiting.has_arrived and waits_later.has_arrived)
+    waiting.mask = None
+
+    def full(*args: object) -> None:
+        raise OSError("no room for a process")
+
+    monkeypatch.setattr("octavo.grammar.followed_text.GrammarProcess", full)
+    os.kill(follower.pid, signal.SIGKILL)
+    turn_until(follower, lambda: follower.is_gone)
+    assert waiting.error and waiting.has_arrived
+    assert not waits_later.error
+    waits_later.advance([ord("a")])
+    assert waits_later.error and waits_later.has_arrived

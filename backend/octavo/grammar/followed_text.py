@@ -18,9 +18,11 @@ from octavo.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# How long a step waits for one mask before it goes on without that row.
+# How long a step waits for masks before it goes on without the rows whose masks have not come.
 PATIENCE_S = 0.25
+# Of a process that says nothing at all, and of one that answers others, but not a text.
 _HUNG_S = 5.0
+_FORGOTTEN_S = 60.0
 _MAX_DEATHS = 3
 _MEMORY_BYTES = 4 << 30
 _SLICE_S = 0.01
@@ -30,7 +32,8 @@ class FollowedText:
     """One text and its grammar: a TokenMask for the scheduler and the runner. Owned by whoever opened it.
 
     `error` says why its grammar cannot be followed any further. `was_missed`: a step went on without its mask.
-    `is_complete`: nothing may follow but an end. `is_slow`: no step waits for its masks.
+    `is_complete`: nothing may follow but an end. `is_followed`: the process knows it. `is_slow`: no step waits for its
+    masks.
     """
 
     __slots__ = (
@@ -40,6 +43,7 @@ class FollowedText:
         "end_token_ids",
         "error",
         "is_complete",
+        "is_followed",
         "is_slow",
         "mask",
         "num_deaths",
@@ -65,6 +69,7 @@ class FollowedText:
         self.asked_at = time.monotonic()
         self.error = ""
         self.is_complete = False
+        self.is_followed = False
         self.is_slow = False
         self.was_missed = False
         self.num_deaths = 0
@@ -72,7 +77,7 @@ class FollowedText:
     @property
     def is_ready(self) -> bool:
         """Whether its mask is there, or may be expected before a step needs it."""
-        return self.mask is not None or (self._follower.is_up and not self.is_slow)
+        return self.mask is not None or (self._follower.is_up and self.is_followed and not self.is_slow)
 
     @property
     def has_arrived(self) -> bool:
@@ -95,6 +100,12 @@ class FollowedText:
         self.token_ids += token_ids
         self.asked_at = time.monotonic()
         self._follower.tell(Advance(self.number, token_ids))
+        if self._follower.is_gone:
+            self.give_up(CANNOT_START)
+
+    def give_up(self, error: str) -> None:
+        """Nobody will say any more what may follow."""
+        self.mask, self.error = b"", error
 
     def close(self) -> None:
         """It has ended."""
@@ -107,6 +118,7 @@ class FollowedText:
             self.is_complete = mask.is_complete
             self.is_slow = mask.is_slow
             self.error = mask.error
+            self.is_followed = True
             self.num_deaths = 0
 
 
@@ -121,6 +133,14 @@ class TextFollower:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._num_false_starts = 0
+        self._heard_at = time.monotonic()
+        # Since a step has waited in vain: the next rows, and steps, do not wait until it is heard again.
+        self._is_silent = False
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether no process could be started, and none will be."""
+        return self._num_false_starts >= MAX_FALSE_STARTS
 
     @property
     def is_up(self) -> bool:
@@ -135,8 +155,8 @@ class TextFollower:
     def open(self, asked: StructuredOutputs, token_ids: list[int], end_token_ids: list[int]) -> FollowedText:
         """Follows a text from now on: the tokens that it has so far, and those that may end it."""
         text = FollowedText(self, next(self._numbers), asked, token_ids, end_token_ids)
-        if self._num_false_starts >= MAX_FALSE_STARTS:
-            text.mask, text.error = b"", CANNOT_START
+        if self.is_gone:
+            text.give_up(CANNOT_START)
         with self._lock:
             self._texts[text.number] = text
         self.tell(_opening(text))
@@ -159,19 +179,22 @@ class TextFollower:
     def turn(self, timeout_s: float = 0.0) -> None:
         """Sends what is queued and hears what has come; starts another process where this one is dead or hung."""
         with self._lock:
-            if self._num_false_starts >= MAX_FALSE_STARTS:
+            if self.is_gone:
                 return
             if not self._hear(timeout_s):
                 self._start_anew("has died")
             elif self._is_hung():
-                self._start_anew(f"has not answered for {_HUNG_S:g} s")
+                self._start_anew("has not answered for seconds")
 
     def wait_for(self, text: FollowedText) -> None:
-        """Until its mask is there, the process is dead, or patience has run out."""
-        deadline = time.monotonic() + PATIENCE_S
+        """Until its mask is there, the process is dead, or patience has run out, for this text or one before it."""
+        deadline = time.monotonic() + (0.0 if self._is_silent else PATIENCE_S)
         with self._lock:
-            while text.mask is None and self._process.is_up and time.monotonic() < deadline:
-                if not self._hear(_SLICE_S):
+            while text.mask is None and self._process.is_up:
+                if not self._hear(0.0 if self._is_silent else _SLICE_S):
+                    return
+                if time.monotonic() >= deadline:
+                    self._is_silent = text.mask is None
                     return
 
     def close(self) -> None:
@@ -182,6 +205,8 @@ class TextFollower:
         """False when the process is dead."""
         was_up = self._process.is_up
         messages = self._process.turn(timeout_s)
+        if messages:
+            self._heard_at, self._is_silent = time.monotonic(), False
         if self._process.is_up and not was_up:
             for text in self._texts.values():
                 text.asked_at = time.monotonic()
@@ -197,19 +222,31 @@ class TextFollower:
         if not self._process.is_up:
             return False
         waiting = [text.asked_at for text in self._texts.values() if text.mask is None]
-        return bool(waiting) and time.monotonic() - min(waiting) > _HUNG_S
+        now, longest = time.monotonic(), min(waiting, default=float("inf"))
+        # Many grammars are compiled one after the other: a process that goes on answering is not hung.
+        return now - max(longest, self._heard_at) > _HUNG_S or now - longest > _FORGOTTEN_S
 
     def _start_anew(self, cause: str) -> None:
         logger.warning("the grammar process %s; another one follows %d texts", cause, len(self._texts))
         self._num_false_starts = 0 if self._process.is_up else self._num_false_starts + 1
         self._process.kill()
-        if self._num_false_starts < MAX_FALSE_STARTS:
-            self._process = GrammarProcess(self._vocabulary, _MEMORY_BYTES)
+        while not self.is_gone:
+            try:
+                self._process = GrammarProcess(self._vocabulary, _MEMORY_BYTES)
+                break
+            except OSError:
+                logger.exception("no grammar process could be started")
+                self._num_false_starts += 1
+        self._heard_at = time.monotonic()
         for text in self._texts.values():
-            if text.mask is None:
-                text.num_deaths += 1
-                if text.num_deaths >= _MAX_DEATHS:
-                    text.mask, text.error = b"", f"the process that follows its grammar {cause} {_MAX_DEATHS} times"
+            text.is_followed = False
+            if text.mask is not None:
+                continue
+            text.num_deaths += 1
+            if self.is_gone:
+                text.give_up(CANNOT_START)
+            elif text.num_deaths >= _MAX_DEATHS:
+                text.give_up(f"the process that follows its grammar {cause} {_MAX_DEATHS} times")
 
 
 def _opening(text: FollowedText) -> Open:

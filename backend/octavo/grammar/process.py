@@ -28,16 +28,20 @@ class GrammarProcess:
 
     def __init__(self, vocabulary: Vocabulary, memory_bytes: int, niceness: int = 0) -> None:
         """memory_bytes: what it may take beside the vocabulary before it is ended. niceness: how far it steps back for
-        others that want the processor, 0 to 19."""
+        others that want the processor, 0 to 19. Raises OSError where there is no room for a process."""
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                # -P: the working directory may hold folders named like packages.
-                [sys.executable, "-P", "-m", _MODULE, "--fd", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=_STDERR,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    # -P: the working directory may hold folders named like packages.
+                    [sys.executable, "-P", "-m", _MODULE, "--fd", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=_STDERR,
+                )
+            except OSError:
+                ours.close()
+                raise
         os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
         self._connection: Connection[FromGrammar] = Connection(ours, FromGrammar)
         self._end = weakref.finalize(self, _end, self._process, self._connection)

@@ -5,6 +5,7 @@ One trial at a time, in the order in which they are asked for. Knows no text and
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from octavo.grammar.messages import Tried, Try
 from octavo.grammar.process import CANNOT_START, MAX_FALSE_STARTS, GrammarProcess
 from octavo.structured_outputs import StructuredOutputs
 from octavo.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 LONGEST_TRIAL_S = 1.0
 MOST_MEMORY_BYTES = 1 << 30
@@ -93,8 +96,13 @@ class Trials:
         self._process.kill()
         if self._running is not None:
             self._settle(Verdict(expected, time.monotonic() + _RETRY_S))
-        if self._num_false_starts < MAX_FALSE_STARTS:
-            self._process = GrammarProcess(self._vocabulary, MOST_MEMORY_BYTES, _NICENESS)
+        while self._num_false_starts < MAX_FALSE_STARTS:
+            try:
+                self._process = GrammarProcess(self._vocabulary, MOST_MEMORY_BYTES, _NICENESS)
+                return
+            except OSError:
+                logger.exception("no grammar process could be started")
+                self._num_false_starts += 1
 
     def _settle(self, verdict: Verdict) -> None:
         assert self._running is not None

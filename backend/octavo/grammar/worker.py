@@ -7,6 +7,7 @@ follows the texts. Ends when the engine ends. Imports no torch.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import resource
 import select
@@ -15,9 +16,9 @@ import socket
 import sys
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llguidance import LLMatcher
 
@@ -26,24 +27,33 @@ from octavo.grammar.messages import Advance, Begin, Close, Mask, Masks, Open, St
 from octavo.structured_outputs import StructuredOutputs
 from octavo.wire import Connection
 
+logger = logging.getLogger(__name__)
+
 # Compiled grammars that are kept, whether or not a text follows them.
 _MAX_COMPILED = 64
 _LONGEST_WAIT_S = 60.0
 # Most masks take a twentieth of a millisecond.
 _SLOW_S = 0.01
 _PAGE_BYTES = resource.getpagesize()
+_BROKEN = "internal error while its grammar was followed"
 
 
 @dataclass(slots=True)
 class Text:
-    """A text that follows a grammar. `matcher` is None while the grammar is compiled. One that `is_slow` has a thread
-    compute its masks, so that others need not wait for them."""
+    """A text that follows a grammar. `matcher` is None until the grammar has been compiled and has caught up; where that
+    has failed for ever, and `error` says why.
+
+    One that `is_slow` has a thread compute its masks, so that others need not wait for them. `queued` are the tokens
+    that the thread has been told and has not followed, by steps.
+    """
 
     number: int
     end_token_ids: list[int]
     num_tokens: int = 0
     matcher: LLMatcher | None = None
     is_slow: bool = False
+    error: str = ""
+    queued: deque[list[int]] = field(default_factory=deque)
 
 
 class GrammarServer:
@@ -105,22 +115,44 @@ class GrammarServer:
     def _begin(self, text: Text, compiled: Future[LLMatcher], token_ids: list[int]) -> None:
         """On the thread, behind the compiling: the text's grammar is there, and catches up with the text."""
         try:
-            text.matcher = compiled.result().deep_copy()
-            mask = self._follow(text, text.matcher, token_ids)
+            matcher = compiled.result().deep_copy()
+            mask = self._follow(text, matcher, token_ids)
+            text.matcher = matcher  # from here on the other thread may answer
         except UnusableGrammar as error:
-            mask = Mask(text.number, len(token_ids), b"", error=str(error))
+            mask = self._failed(text, len(token_ids), str(error))
+        except Exception:
+            logger.exception("a grammar broke")
+            mask = self._failed(text, len(token_ids), _BROKEN)
         self._send([mask])
+
+    def _failed(self, text: Text, num_tokens: int, error: str) -> Mask:
+        text.num_tokens, text.error = num_tokens, error
+        return Mask(text.number, num_tokens, b"", error=error)
 
     def _advance(self, number: int, token_ids: list[int]) -> Mask | None:
         """What may follow these tokens, too; None where the thread says it later, or the text has ended."""
         text = self._texts.get(number)
-        if text is None or text.matcher is None:
+        if text is None:
             return None
-        if not text.is_slow:
+        if text.matcher is not None and not text.is_slow and not text.queued:
             return self._follow(text, text.matcher, token_ids)
-        matcher = text.matcher
-        self._thread.submit(lambda: self._send([self._follow(text, matcher, token_ids)]))
+        text.queued.append(token_ids)
+        self._thread.submit(self._follow_queued, text)
         return None
+
+    def _follow_queued(self, text: Text) -> None:
+        """On the thread, behind `_begin` and what was queued before."""
+        token_ids = text.queued[0]
+        try:
+            if text.matcher is None:
+                self._send([self._failed(text, text.num_tokens + len(token_ids), text.error)])
+            else:
+                self._send([self._follow(text, text.matcher, token_ids)])
+        except Exception:
+            logger.exception("a grammar broke")
+            self._send([self._failed(text, text.num_tokens, _BROKEN)])
+        finally:
+            text.queued.popleft()
 
     def _follow(self, text: Text, matcher: LLMatcher, token_ids: list[int]) -> Mask:
         began_at = time.perf_counter()
@@ -154,6 +186,8 @@ def serve(connection: Connection[ToGrammar]) -> None:
     begin = messages[0]
     assert isinstance(begin, Begin) and len(messages) == 1, "nothing is asked before the answer to the first message"
     compiler = Compiler(begin.vocabulary)
+    # Whoever takes too much is ended by a signal: that is no fault to keep a picture of.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _address_space() + begin.memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     connection.send(Started())
