@@ -40,8 +40,8 @@ _BROKEN = "internal error while its grammar was followed"
 
 @dataclass(slots=True)
 class Text:
-    """A text that follows a grammar. `matcher` is None until the grammar has been compiled and has caught up; where that
-    has failed for ever, and `error` says why.
+    """A text that follows a grammar. `matcher` is None until the grammar has been compiled and has caught up; it stays
+    None where that has failed, and `error` says why.
 
     One that `is_slow` has a thread compute its masks, so that others need not wait for them. `queued` are the tokens
     that the thread has been told and has not followed, by steps.
