@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import pycurl
-from streams import Stream, StreamFailed
+from streams import Stream, end
 
 from octavo.workloads import FIRST_TOKEN_ID, VOCAB_SIZE, Item
 
@@ -84,13 +84,5 @@ def run_at(streams: Sequence[Stream], times: Sequence[float]) -> float:
             multi.select(min(max(next_s, 0.0), _SELECT_S))
         elif num_sent < len(handles):
             time.sleep(max(next_s, 0.0))
-    _, _, failed = multi.info_read(len(handles))
-    if failed:
-        raise StreamFailed(f"{len(failed)} of {len(handles)} streams failed, the first with {failed[0][2]}")
-    for handle in handles:
-        if (status := handle.getinfo(pycurl.RESPONSE_CODE)) != 200:
-            raise StreamFailed(f"a stream was answered with status {status}")
-        multi.remove_handle(handle)
-        handle.close()
-    multi.close()
+    end(multi, handles)
     return start

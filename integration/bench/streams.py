@@ -116,6 +116,11 @@ def run(streams: Sequence[Stream]) -> None:
         _, num_running = multi.perform()
         if num_running:
             multi.select(_SELECT_S)
+    end(multi, handles)
+
+
+def end(multi: pycurl.CurlMulti, handles: Sequence[pycurl.Curl]) -> None:
+    """Closes streams that have come to their ends. Raises StreamFailed when one of them failed in HTTP or below."""
     _, _, failed = multi.info_read(len(handles))
     if failed:
         raise StreamFailed(f"{len(failed)} of {len(handles)} streams failed, the first with {failed[0][2]}")
