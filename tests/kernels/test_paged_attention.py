@@ -99,8 +99,9 @@ def test_a_broken_key_makes_its_own_sequence_not_finite_and_no_other(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [None, 37, 100])
-def test_a_row_is_bitwise_the_same_in_every_batch_chunk_and_place(dtype, window):
-    heads, head_dim, length = (6, 2), 24, 150
+@pytest.mark.parametrize("head_dim", [24, 64])
+def test_a_row_is_bitwise_the_same_in_every_batch_chunk_and_place(dtype, window, head_dim):
+    heads, length = (6, 2), 150
     sequence = random_sequence(length, heads, head_dim, dtype, seed=0)
     spec = AttentionSpec(head_dim**-0.5, window)
 
@@ -118,6 +119,19 @@ def test_a_row_is_bitwise_the_same_in_every_batch_chunk_and_place(dtype, window)
         batch = paged_batch([*mates[:2], sequence, *mates[2:]], [1, 51, num_queries, 7, 1], 16, num_queries)
         first = int(batch.metadata.cu_seqlens_q[2])
         assert torch.equal(run(batch)[first : first + num_queries], alone[length - num_queries :])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_many_sequences_of_one_token_each_equal_them_alone(dtype, num_threads):
+    torch.set_num_threads(num_threads)
+    spec = AttentionSpec(0.125)
+    sequences = [random_sequence(1 + 17 * i, (6, 3), 64, dtype, seed=i) for i in range(20)]
+    batch = paged_batch(sequences, [1] * 20, 16)
+    got = paged_attention(batch.query, batch.kv_cache, batch.metadata, spec)
+    for i, sequence in enumerate(sequences):
+        alone = paged_batch([sequence], [1], 16, placement_seed=i)
+        assert torch.equal(paged_attention(alone.query, alone.kv_cache, alone.metadata, spec)[0], got[i])
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

@@ -11,7 +11,8 @@ class AttentionSpec:
     """weights = softmax(soft_cap * tanh(query . key * scale / soft_cap)) over the last `window` positions.
 
     window, soft_cap: None for all positions and for scores as they are. k_scale, v_scale: of an FP8 KV cache, which
-    holds keys / k_scale and values / v_scale; 1 for every other.
+    holds keys / k_scale and values / v_scale; 1 for every other. Not `causal`: over all positions of the sequence, the
+    later ones too; there is no window then.
     """
 
     scale: float
@@ -19,6 +20,10 @@ class AttentionSpec:
     soft_cap: float | None = None
     k_scale: float = 1.0
     v_scale: float = 1.0
+    causal: bool = True
+
+    def __post_init__(self) -> None:
+        assert self.causal or self.window is None, "a window is counted backwards"
 
     @property
     def score_factors(self) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from octavo.kernels import language
+from octavo.kernels.gather_rows import gather_rows
 from octavo.kernels.language import jit, tl
 
 # Columns a program: one 16-byte load a thread.
@@ -21,14 +22,18 @@ def embedding(table: Tensor, token_ids: Tensor, sampled: Tensor | None = None) -
     """
     if language.on_gpu(table):
         return embedding_gpu(table, token_ids, sampled)
-    return embedding_reference(table, token_ids, sampled)
+    return gather_rows(table, _known(token_ids, sampled).long())
 
 
 def embedding_reference(table: Tensor, token_ids: Tensor, sampled: Tensor | None = None) -> Tensor:
     """The same in plain PyTorch."""
-    if sampled is not None:
-        token_ids = torch.where(token_ids < 0, sampled[(-1 - token_ids).clamp(min=0)], token_ids)
-    return functional.embedding(token_ids, table)
+    return functional.embedding(_known(token_ids, sampled), table)
+
+
+def _known(token_ids: Tensor, sampled: Tensor | None) -> Tensor:
+    if sampled is None:
+        return token_ids
+    return torch.where(token_ids < 0, sampled[(-1 - token_ids).clamp(min=0)], token_ids)
 
 
 def embedding_gpu(table: Tensor, token_ids: Tensor, sampled: Tensor | None = None) -> Tensor:

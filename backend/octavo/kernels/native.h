@@ -140,30 +140,28 @@ INLINE f32x16 max_lanes(f32x16 x) {
     return max_each(x, SWAP_1(x));
 }
 
-/* 2^f for f in [-0.5, 0.5], to 2 units in the last place. */
+/* 2^f for f in [0, 1], to 2 units in the last place; 1 and 2 at the ends. */
 INLINE f32x16 exp2_fraction(f32x16 f) {
-    f32x16 y = splat(1.5403530e-4f);
-    y = multiply_add(splat(1.3333558e-3f), y, f);
-    y = multiply_add(splat(9.6181291e-3f), y, f);
-    y = multiply_add(splat(5.5504109e-2f), y, f);
-    y = multiply_add(splat(2.4022651e-1f), y, f);
-    y = multiply_add(splat(6.9314718e-1f), y, f);
+    f32x16 y = splat(1.8793186e-3f);
+    y = multiply_add(splat(8.9909951e-3f), y, f);
+    y = multiply_add(splat(5.5818676e-2f), y, f);
+    y = multiply_add(splat(2.4015927e-1f), y, f);
+    y = multiply_add(splat(6.9315174e-1f), y, f);
     return multiply_add(splat(1.0f), y, f);
 }
 
 /* 2^x; exactly 0 below -160, infinite above 128; NaN stays NaN. */
 INLINE f32x16 exp2_lanes(f32x16 x) {
-#ifdef __AVX512F__
-    /* The second operand is what comes out when one is NaN. */
-    x = (f32x16)_mm512_max_ps(_mm512_set1_ps(-160.0f), (__m512)x);
-    f32x16 whole = (f32x16)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return (f32x16)_mm512_scalef_ps((__m512)exp2_fraction(x - whole), (__m512)whole);
+#ifdef __AVX512DQ__
+    /* What is left of x beyond the integer below it; scalef takes that integer by itself. */
+    f32x16 f = (f32x16)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    return (f32x16)_mm512_scalef_ps((__m512)exp2_fraction(f), (__m512)x);
 #else
     x = choose(x < -127.0f, splat(-127.0f), choose(x > 128.0f, splat(128.0f), x));
     /* Adding 1.5 * 2^23 leaves the rounded integer in the low bits. */
-    f32x16 shifted = x + 12582912.0f;
-    i32x16 exponent = (i32x16)shifted - 0x4b400000;
-    return exp2_fraction(x - (shifted - 12582912.0f)) * (f32x16)((exponent + 127) << 23);
+    f32x16 shifted = x + 12582912.0f, f = x - (shifted - 12582912.0f);
+    i32x16 is_above = f < 0.0f, exponent = (i32x16)shifted - 0x4b400000 + is_above;
+    return exp2_fraction(f + choose(is_above, splat(1.0f), splat(0.0f))) * (f32x16)((exponent + 127) << 23);
 #endif
 }
 

@@ -52,13 +52,15 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("output", "query", "kv_cache", "cu_seqlens_q", "seq_lens")),
         ("block_table", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("block_table_stride", "num_rows", "num_heads", "num_kv_heads")),
-        *((name, ctypes.c_int64) for name in ("head_dim", "block_size", "window", "is_bf16", "num_threads")),
+        *((name, ctypes.c_int64) for name in ("head_dim", "block_size", "window", "is_causal")),
+        *((name, ctypes.c_int64) for name in ("is_bf16", "num_threads")),
         ("scale", ctypes.c_double),
     )
 
 
 def paged_attention(query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, spec: AttentionSpec) -> Tensor:
-    """Causal attention of each query at position p over positions [max(0, p - spec.window + 1), p] of its sequence.
+    """Causal attention of each query at position p over positions [max(0, p - spec.window + 1), p] of its sequence; not
+    causal, over all of them.
 
     query: [T, num_heads, head_dim]. kv_cache: [num_blocks, 2, num_kv_heads, block_size, head_dim] of the same dtype or
     FP8 e4m3, see kv_layout. num_heads is a multiple of num_kv_heads; head_dim a multiple of 8 up to 256. Softmax in
@@ -126,6 +128,7 @@ def _paged_attention_cpu(
         head_dim,
         block_size,
         spec.window or 0,
+        spec.causal,
         query.dtype == torch.bfloat16,
         torch.get_num_threads(),
         spec.scale,
@@ -147,6 +150,8 @@ def paged_attention_reference(
         if first == last:
             continue
         positions = torch.arange(length - (last - first), length, device=query.device)
+        if not spec.causal:
+            positions = torch.full_like(positions, length - 1)
         oldest = 0 if window is None else max(0, length - (last - first) - window + 1)
         begin = oldest // block_size
         blocks = metadata.block_table[row, begin : -(-length // block_size)].long()

@@ -15,12 +15,10 @@ class RMSNorm:
         self.weight = weight
         self.eps = eps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, hidden] -> [T, hidden]."""
-        return rms_norm(x, self.weight, self.eps)
-
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual += x in place; returns the norm of the sum. Both [T, hidden]."""
+    def add(self, x: Tensor | None, residual: Tensor) -> Tensor:
+        """residual += x in place, unless x is None; returns the norm of the sum. Both [T, hidden]."""
+        if x is None:
+            return rms_norm(residual, self.weight, self.eps)
         return add_rms_norm(x, residual, self.weight, self.eps)
 
 
@@ -31,6 +29,8 @@ class RMSNormFp8:
         self.weight = weight
         self.eps = eps
 
-    def add(self, x: Tensor, residual: Tensor) -> QuantisedRows:
-        """residual += x in place; returns the norm of the sum, each row with a scale. Both [T, hidden]."""
+    def add(self, x: Tensor | None, residual: Tensor) -> QuantisedRows:
+        """residual += x in place, unless x is None; returns the norm of the sum, each row with a scale."""
+        if x is None:
+            return QuantisedRows(*rms_norm_fp8(residual, self.weight, self.eps))
         return QuantisedRows(*rms_norm_fp8(x, self.weight, self.eps, residual))

@@ -66,7 +66,7 @@ class Decoder:
         Returns the final hidden states [T, hidden_size], normed.
         """
         residual = self.embedding(token_ids, sampled)
-        x = torch.zeros_like(residual)
+        x: Tensor | None = None
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
             x = layer.attention(layer.attention_norm.add(x, residual), positions, kv_cache, metadata)
             x = layer.mlp(layer.mlp_norm.add(x, residual))

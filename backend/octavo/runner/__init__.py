@@ -12,6 +12,7 @@ from octavo.config import EngineConfig
 from octavo.core.step import Executor
 from octavo.errors import ModelLoadError, shorten
 from octavo.kernels import language
+from octavo.kernels.heap import keep_freed_memory
 from octavo.models import load_model, read_model_spec
 from octavo.models.config import DecoderSpec
 from octavo.models.decoder import Decoder
@@ -58,6 +59,7 @@ def create_executor_for(
     if device.type == "cuda":
         return start_on_device(model, layout, config, CudaDevice(device), on_progress)
     on_progress("warm up", 0.0)
+    keep_freed_memory()
     assert config.max_num_seqs is not None and config.max_model_len is not None
     batch = InputBatch(config.max_num_seqs, config.max_model_len, config.block_size, model.spec.vocab_size)
     runner = ModelRunner(model, layout.allocate(layout.num_blocks(config), device), batch)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from octavo.core.step import ModelRunnerOutput, NewRow, SchedulerOutput
 from octavo.kernels import native
+from octavo.kernels.gather_rows import gather_rows
 from octavo.kernels.paged_attention import AttentionMetadata
 from octavo.models.decoder import Decoder
 from octavo.runner.input_batch import InputBatch, StepArrays
@@ -102,7 +103,7 @@ class ModelRunner:
         if step.masks:
             batch.follow_grammars(step.masks)
         sampled = self._sampler.sample(
-            self._model.compute_logits(hidden[last_tokens]),
+            self._model.compute_logits(gather_rows(hidden, last_tokens)),
             [batch.sampling_row(row) for row in rows],
             [batch.tokens_of(row) for row in rows],
         )
