@@ -47,6 +47,14 @@ class KVCacheManager:
             found.append(block)
         return found
 
+    def num_common_blocks(self, seq: Sequence, other: Sequence, begin: int) -> int:
+        """How many blocks from `begin` on will hold the same for both, at least one token of `seq` left to compute."""
+        end = min(len(seq.token_ids) - 1, len(other.token_ids)) // self.block_size
+        for index in range(begin, end):
+            if self._hash_of(seq, index) != self._hash_of(other, index):
+                return index - begin
+        return max(end - begin, 0)
+
     def num_free_without(self, blocks: list[int]) -> int:
         """Free blocks that would be left after sharing `blocks`, some of which may be free themselves."""
         return self.pool.num_free - sum(self.pool.ref_count(block) == 0 for block in blocks)

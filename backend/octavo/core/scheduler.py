@@ -6,15 +6,15 @@ when a step is scheduled; its results are late mail, keyed by (sequence, epoch),
 
 from __future__ import annotations
 
-import heapq
 from bisect import insort
 from collections import deque
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from octavo.core.kv_cache_manager import KVCacheManager
-from octavo.core.sequence import Rank, Sequence
+from octavo.core.sequence import Sequence
 from octavo.core.step import NewRow, SchedulerOutput, TokenMask
+from octavo.core.waiting_queue import WaitingQueue
 
 # A prompt that was passed over for one step counts as this many tokens shorter in the next: nobody starves.
 _AGEING_TOKENS = 64
@@ -54,8 +54,8 @@ class ScheduledStep:
 class Scheduler:
     """Owns all sequences that have not ended.
 
-    `running` holds the sequences that have a row, best rank first. `waiting` is a heap by rank; sequences that ended
-    while waiting are dropped when they surface. `grammars` are what some of the sequences must follow: what may come
+    `running` holds the sequences that have a row, best rank first, `_leaders` those of them whose prompt is not in the
+    prefix cache yet: who shares it waits for them instead of computing it again. `grammars` are what some of the sequences must follow: what may come
     next in these depends on their last token.
     """
 
@@ -65,8 +65,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.grammars: dict[Sequence, TokenMask] = {}
         self.num_preemptions = 0
-        self._waiting: list[tuple[Rank, Sequence]] = []
-        self._num_ended_waiting = 0
+        self._waiting = WaitingQueue()
+        self._leaders: list[Sequence] = []
         self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
         self._removed_rows: list[int] = []
         self._in_flight: deque[ScheduledStep] = deque()
@@ -76,7 +76,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Sequences that have no row yet, or lost it."""
-        return len(self._waiting) - self._num_ended_waiting
+        return len(self._waiting)
 
     @property
     def num_in_flight(self) -> int:
@@ -85,7 +85,7 @@ class Scheduler:
 
     def add(self, seq: Sequence) -> None:
         """Lets a sequence wait for its turn."""
-        heapq.heappush(self._waiting, (seq.rank, seq))
+        self._waiting.add(seq)
 
     def remove(self, seq: Sequence) -> None:
         """The sequence has ended, wherever it was: its row is free now, its blocks once no step may touch them."""
@@ -93,12 +93,7 @@ class Scheduler:
         if seq.row is not None:
             self._leave(seq)
         else:
-            self._num_ended_waiting += 1
-            # What a client submits and cancels behind a queue that stands still must not pile up.
-            if 2 * self._num_ended_waiting > len(self._waiting):
-                self._waiting = [entry for entry in self._waiting if entry[1].finish_reason is None]
-                heapq.heapify(self._waiting)
-                self._num_ended_waiting = 0
+            self._waiting.ended()
 
     def withdraw(self, seq: Sequence) -> None:
         """Takes a running sequence out, to be computed again once it is added again."""
@@ -151,6 +146,7 @@ class Scheduler:
                 self.kv.forget(seq)
             elif current and num_computed // block_size > seq.num_published_blocks:
                 self.kv.publish(seq, num_computed)
+                self._follow(seq)
             yield seq, current
         while self._late_blocks and self._late_blocks[0][0] <= step_id:
             self.kv.pool.release(self._late_blocks.popleft()[1])
@@ -176,7 +172,7 @@ class Scheduler:
         now = step.step_id
         catching_up.sort(key=lambda seq: seq.num_remaining_tokens - _AGEING_TOKENS * (now - seq.admitted_step))
         for seq in catching_up:
-            count = min(step.budget, self._chunk(seq, alone=len(catching_up) == 1 and not self.num_waiting))
+            count = min(step.budget, self._chunk(seq, alone=len(catching_up) == 1 and self._first_ready() is None))
             if seq.row is None or not count:
                 continue
             if not self._make_room(seq, count):
@@ -189,7 +185,7 @@ class Scheduler:
 
     def _admit(self, step: ScheduledStep, num_catching_up: int) -> None:
         """Waiting sequences, best rank first, until one does not fit: overtaking would starve the large ones."""
-        while step.budget and self._free_rows and (seq := self._first_waiting()) is not None:
+        while step.budget and self._free_rows and (seq := self._first_ready()) is not None:
             source = self._fork_source(step, seq)
             prefix = self.kv.find_prefix(seq)
             if source is not None and seq.num_prompt_tokens - 1 <= len(prefix) * self.kv.block_size:
@@ -197,9 +193,9 @@ class Scheduler:
             num_shared = 0 if source is None else (seq.num_prompt_tokens - 1) // self.kv.block_size
             if not self._fits(seq, prefix if source is None else [], num_shared):
                 return
-            heapq.heappop(self._waiting)
+            self._waiting.pop_first()
             self._enter(step, seq, prefix, source)
-            alone = not num_catching_up and not self.num_waiting
+            alone = not num_catching_up and self._first_ready() is None
             count = min(step.budget, self._chunk(seq, alone))
             added = self.kv.extend(seq, seq.num_computed_tokens + count)
             assert added is not None, "admission reserved too little"
@@ -218,6 +214,41 @@ class Scheduler:
                 seq.num_cached_tokens = seq.num_computed_tokens
         elif (copy := self.kv.fork(seq, source, seq.num_prompt_tokens - 1)) is not None:
             step.block_copies.append(copy)
+        if self.kv.enable_prefix_caching and seq.num_published_blocks < seq.num_prompt_tokens // self.kv.block_size:
+            self._leaders.append(seq)
+
+    def _first_ready(self) -> Sequence | None:
+        """The best-ranked waiting sequence; those before it, which have a leader, are held back."""
+        while (seq := self._waiting.first()) is not None:
+            found = self._leader_of(seq)
+            if found is None:
+                return seq
+            self._waiting.hold_first_back(*found)
+        return None
+
+    def _leader_of(self, seq: Sequence) -> tuple[Sequence, int] | None:
+        """Who is computing most of what the sequence lacks, and how many of its blocks are wanted.
+
+        None for little, and for who would be held up by a lower priority.
+        """
+        if not self._leaders or seq.wants_prompt_logprobs:
+            return None
+        known = len(self.kv.find_prefix(seq))
+        # Little is computed sooner than somebody else's step ends.
+        worth_it = max(len(seq.token_ids) - known * self.kv.block_size, self.limits.long_prefill_token_threshold) / 2
+        for leader in self._leaders:
+            if leader.request.priority <= seq.request.priority:
+                num_blocks = self.kv.num_common_blocks(seq, leader, known)
+                if num_blocks * self.kv.block_size >= worth_it:
+                    return leader, known + num_blocks
+        return None
+
+    def _follow(self, leader: Sequence) -> None:
+        """The sequence has published blocks, or left."""
+        self._waiting.let_go(leader)
+        is_done = leader.row is None or leader.num_published_blocks >= leader.num_prompt_tokens // self.kv.block_size
+        if is_done and leader in self._leaders:
+            self._leaders.remove(leader)
 
     def _fork_source(self, step: ScheduledStep, seq: Sequence) -> Sequence | None:
         """A running sibling that an earlier step has brought past the prompt, for a child that has no KV yet."""
@@ -277,7 +308,7 @@ class Scheduler:
 
     def _make_room_for_urgent(self) -> None:
         """A waiting sequence of better priority takes the place of the lowest-ranked running one."""
-        while (first := self._first_waiting()) is not None and self.running and not self._late_blocks:
+        while self.running and not self._late_blocks and (first := self._first_ready()) is not None:
             victim = self.running[-1]
             if first.request.priority >= victim.request.priority:
                 return
@@ -298,6 +329,7 @@ class Scheduler:
         seq.row = None
         seq.epoch += 1
         blocks = self.kv.detach(seq)
+        self._follow(seq)
         if self._in_flight and seq.last_step >= self._in_flight[0].step_id:
             self._late_blocks.append((seq.last_step, blocks))
         else:
@@ -326,15 +358,6 @@ class Scheduler:
         seq.num_computed_tokens = computed
         seq.last_step = step.step_id
         step.entries.append((seq, seq.epoch, computed))
-
-    def _first_waiting(self) -> Sequence | None:
-        while self._waiting:
-            seq = self._waiting[0][1]
-            if seq.finish_reason is None:
-                return seq
-            heapq.heappop(self._waiting)
-            self._num_ended_waiting -= 1
-        return None
 
     @staticmethod
     def _new_row(seq: Sequence) -> NewRow:
