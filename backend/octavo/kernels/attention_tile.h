@@ -36,7 +36,7 @@ struct tile {
     float scores[MAX_ROWS][CHUNK];
     uint32_t weights[MAX_ROWS][CHUNK];
     float accumulated[MAX_ROWS][MAX_HEAD_DIM];
-    float maximum[MAX_ROWS];
+    float maximum[MAX_ROWS], shrink[MAX_ROWS];
     f32x16 sums[MAX_ROWS];
     uint32_t packed_keys[GROUPS][MAX_HEAD_DIM * LANES], packed_values[GROUPS][MAX_HEAD_DIM * LANES];
 };

@@ -37,7 +37,7 @@ INLINE void score_rows(int is_bf16, int asks, int rows, struct tile *t, int row,
         for (int n = 0; n < QUAD; n++) store_f32(&t->scores[row + r][(group + n) * LANES], sums[r][n]);
 }
 
-/* accumulated[row][16 * vector ...] += weights[row] . values, over the chunk's groups. */
+/* accumulated[row][16 * vector ...] = it * shrink[row] + weights[row] . values, over the chunk's groups. */
 INLINE void weigh_rows(int is_bf16, int asks, int rows, int vectors, struct tile *t, int row, const struct chunk *k,
                        int vector) {
     int units = is_bf16 ? LANES / 2 : LANES;
@@ -45,7 +45,8 @@ INLINE void weigh_rows(int is_bf16, int asks, int rows, int vectors, struct tile
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) sums[r][v] = load_f32(&t->accumulated[row + r][(vector + v) * LANES]);
+        for (int v = 0; v < vectors; v++)
+            sums[r][v] = load_f32(&t->accumulated[row + r][(vector + v) * LANES]) * t->shrink[row + r];
     for (int group = k->first; group < k->end; group++)
         for (int u = 0; u < units; u++) {
             u32x16 values[QUAD];
@@ -96,7 +97,7 @@ INLINE void each_rows(int is_bf16, struct tile *t, int row, int end_row, const s
     else some_rows(is_bf16, 0, t, row, end_row, k, is_score);
 }
 
-/* Turns a row's scores of one chunk into weights, and scales what was accumulated down to the new maximum.
+/* Turns a row's scores of one chunk into weights, and says what scales the earlier ones down to the new maximum.
  * first, end: known when compiled where the row sees every key. */
 INLINE void soften_groups(int is_bf16, int sees_all, struct tile *t, int row, int64_t chunk, int first, int end) {
     static const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -122,12 +123,8 @@ INLINE void soften_groups(int is_bf16, int sees_all, struct tile *t, int row, in
         store(is_bf16, t->weights[row], group * LANES, weight);
     }
     t->sums[row] = sum;
-    if (before[0] == maximum[0]) return;
     t->maximum[row] = maximum[0];
-    for (int v = 0; v < t->width_vectors; v++) {
-        float *at = &t->accumulated[row][v * LANES];
-        store_f32(at, load_f32(at) * shrink);
-    }
+    t->shrink[row] = shrink[0];
 }
 
 INLINE void soften_row(int is_bf16, struct tile *t, int row, int64_t chunk, const struct chunk *k) {
