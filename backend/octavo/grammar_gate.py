@@ -6,6 +6,8 @@ processes that do all this are started at the first grammar. Knows no step and n
 
 from __future__ import annotations
 
+import select
+
 from octavo.core.sequence import Sequence
 from octavo.core.step import TokenMask
 from octavo.errors import InvalidRequest
@@ -52,8 +54,11 @@ class GrammarGate:
 
     def hold(self, seq: Sequence, grammar: TokenMask | None = None) -> None:
         """Takes a sequence until `turn` gives it back; `grammar` if it has been running."""
+        asked = seq.params.structured_outputs
         if grammar is not None:
             grammar.was_missed = False
+        elif asked is not None and self._trials is not None:
+            self._trials.error_of(asked)  # so that a trial begins with the next turn
         self._held[seq] = grammar
 
     def drop(self, seq: Sequence) -> bool:
@@ -94,16 +99,30 @@ class GrammarGate:
             del self._held[seq]
         return ready, refused
 
+    def check(self, asked: StructuredOutputs) -> None:
+        """Waits until it is known whether a grammar can be used. Raises InvalidRequest where it cannot."""
+        self.prepare(asked)
+        assert self._trials is not None
+        while (error := self._trials.error_of(asked)) is None:
+            self._trials.turn(_POLL_S)
+        if error:
+            raise asked.refusal(error)
+
     def flush(self) -> None:
         """Passes on what texts have been told: their masks are computed while the device works."""
         if self._follower is not None:
             self._follower.turn()
 
     def wait(self) -> None:
-        """With nothing to compute: until a grammar process may have something to say."""
-        if self._trials is not None and self._follower is not None:
-            self._trials.turn(_POLL_S)
-            self._follower.turn(_POLL_S)
+        """With nothing to compute: until a grammar process may have something to say, for `turn` to hear."""
+        if self._trials is None or self._follower is None:
+            return
+        self._follower.flush()
+        poll = select.poll()
+        for each in (self._trials, self._follower):
+            if not each.is_gone:
+                poll.register(each, select.POLLIN)
+        poll.poll(_POLL_S * 1000)
 
     def close(self) -> None:
         """Ends the processes."""

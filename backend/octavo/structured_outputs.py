@@ -27,20 +27,22 @@ class StructuredOutputs:
     """A grammar as a client wrote it; equal ones share what is compiled.
 
     text: the JSON schema, the regular expression, the choices as a JSON list, the grammar (Lark or GBNF), or the
-    structural tag as JSON; empty for json_object. `parameter` is what a refusal calls it.
+    structural tag as JSON; empty for json_object. `parameter` is what a refusal calls it, and `shown` what it shows of
+    a grammar that was made of something else.
     """
 
     kind: Kind
     text: str
     parameter: str = field(default="structured_outputs", compare=False)
+    shown: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if len(self.text) > MAX_CHARACTERS:
-            raise InvalidRequest(self.parameter, self.text[:80], f"at most {MAX_CHARACTERS} characters")
+            raise InvalidRequest(self.parameter, self.shown or self.text[:80], f"at most {MAX_CHARACTERS} characters")
 
     def refusal(self, why: str) -> InvalidRequest:
         """The error for a grammar that cannot be used."""
-        return InvalidRequest(self.parameter, self.text or self.kind, why)
+        return InvalidRequest(self.parameter, self.shown or self.text or self.kind, why)
 
 
 def read_structured_outputs(mapping: Mapping[str, object]) -> StructuredOutputs | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from grammar.byte_vocabulary import BYTES
+from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 
 from octavo.grammar.compiler import Compiler, UnusableGrammar
 from octavo.structured_outputs import Kind, StructuredOutputs
@@ -124,6 +125,39 @@ def test_what_cannot_be_followed_is_refused_in_words(
     text = why_not(compiler, kind, grammar)
     assert said in text
     assert "\n" not in text and len(text) < 500
+
+
+# A value for each keyword with which it says something.
+KEYWORDS: dict[str, Any] = {
+    **{key: {"type": "string"} for key in ("not", "if", "then", "else", "contains", "propertyNames", "items")},
+    **dict.fromkeys(("unevaluatedItems", "unevaluatedProperties", "additionalProperties"), False),
+    **{key: {"a": {"type": "string"}} for key in ("properties", "patternProperties", "dependentSchemas")},
+    **{key: [{"type": "string"}] for key in ("allOf", "anyOf", "oneOf", "prefixItems")},
+    **{f"{end}{what}": 2 for end in ("min", "max") for what in ("Contains", "Items", "Length", "Properties")},
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), 2),
+    "type": "string",
+    "const": "a",
+    "enum": ["a"],
+    "pattern": "a",
+    "required": ["a"],
+    "uniqueItems": True,
+    "dependentRequired": {"a": ["b"]},
+}
+REFUSED = {
+    *("not", "if", "then", "else", "contains", "minContains", "maxContains", "propertyNames", "uniqueItems"),
+    *("unevaluatedItems", "unevaluatedProperties", "dependentSchemas", "dependentRequired"),
+}
+
+
+def test_every_keyword_that_restricts_documents_is_followed_or_refused_by_name(compiler: Compiler) -> None:
+    vocabularies = ("applicator", "validation", "unevaluated")
+    contents = (REGISTRY[f"https://json-schema.org/draft/2020-12/meta/{name}"].contents for name in vocabularies)
+    assert {key for each in contents for key in each["properties"]} == KEYWORDS.keys()
+    for key in KEYWORDS.keys() - REFUSED:
+        compiler.try_out(asked("json", {key: KEYWORDS[key]}))
+    for key in REFUSED:
+        for schema in ({key: KEYWORDS[key]}, {"properties": {"a": {"items": {key: KEYWORDS[key]}}}}):
+            assert why_not(compiler, "json", schema).endswith(f"keywords, which are not supported: {key}")
 
 
 def test_white_space_does_not_go_on_for_ever(compiler: Compiler) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from grammar.byte_vocabulary import BYTES
+from llguidance import LLMatcher
 
 from octavo.grammar import worker
 from octavo.grammar.compiler import Compiler
@@ -35,7 +36,7 @@ def server() -> Iterator[Connection[FromGrammar]]:
 
     def run() -> None:
         with contextlib.suppress(EOFError):
-            GrammarServer(Compiler(BYTES), served).run()
+            GrammarServer(Compiler(BYTES), served, 1 << 30).run()
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -77,16 +78,62 @@ def test_a_mask_follows_every_step_of_a_text(
     assert (after := next_mask(server)).number == 8 and tokens_of(after) == {*b"0123456789"}
 
 
+def masks_of(server: Connection[FromGrammar], count: int) -> list[Mask]:
+    found: list[Mask] = []
+    while len(found) < count:
+        assert server.wait(PATIENCE_S)
+        found += [mask for message in server.read() if isinstance(message, Masks) for mask in message.masks]
+    return found
+
+
+def test_a_text_with_a_slow_mask_is_slow_for_a_while_and_not_for_good(
+    server: Connection[FromGrammar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_SLOW_MASKS", 2)
+    monkeypatch.setattr(worker, "_SLOW_S", -1.0)
+    server.send(Open(7, StructuredOutputs("regex", "a+"), [], [END]))
+    assert next_mask(server).is_slow
+    monkeypatch.setattr(worker, "_SLOW_S", 1000.0)
+    seen = []
+    for _ in range(4):
+        server.send(Advance(7, [*b"a"]))
+        seen.append(next_mask(server).is_slow)
+    assert seen == [True, False, False, False]
+
+
+def test_grammars_are_not_kept_where_memory_runs_short_and_their_texts_go_on(
+    server: Connection[FromGrammar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[StructuredOutputs] = []
+    compile_one = Compiler.compile
+
+    def compile_and_note(self: Compiler, asked: StructuredOutputs) -> LLMatcher:
+        compiled.append(asked)
+        return compile_one(self, asked)
+
+    monkeypatch.setattr(Compiler, "compile", compile_and_note)
+    other = StructuredOutputs("regex", "x+")
+    for number, asked in enumerate((WORD, WORD, other, WORD)):
+        server.send(Open(number, asked, [], [END]))
+        next_mask(server)
+    assert compiled == [WORD, other]
+    monkeypatch.setattr(worker, "_memory", lambda: (0, 1 << 60))
+    server.send(Open(4, StructuredOutputs("regex", "y+"), [], [END]))
+    next_mask(server)
+    server.send(Open(5, WORD, [], [END]))
+    next_mask(server)
+    assert compiled[2:] == [StructuredOutputs("regex", "y+"), WORD]
+    server.send(Advance(0, [*b"a"]))
+    assert tokens_of(next_mask(server)) == {*b"b0123456789"}
+
+
 def test_tokens_that_come_before_the_grammar_has_been_compiled_are_followed_in_order(
     server: Connection[FromGrammar],
 ) -> None:
     for message in (Open(7, WORD, [], [END]), Advance(7, [ord("a")]), Advance(7, [ord("b")]), Advance(7, [ord("4")])):
         server.queue(message)
     server.flush()
-    masks: list[Mask] = []
-    while len(masks) < 4:
-        assert server.wait(PATIENCE_S)
-        masks += [mask for message in server.read() if isinstance(message, Masks) for mask in message.masks]
+    masks = masks_of(server, 4)
     digits = set(range(ord("0"), ord("9") + 1))
     assert [mask.num_tokens for mask in masks] == [0, 1, 2, 3]
     assert [tokens_of(mask) for mask in masks] == [{ord("a")}, {ord("b")} | digits, digits, digits | {END}]
@@ -96,10 +143,7 @@ def test_a_grammar_that_cannot_be_compiled_is_an_error_of_every_step(server: Con
     server.queue(Open(7, StructuredOutputs("regex", "("), [], [END]))
     server.queue(Advance(7, [65]))
     server.flush()
-    masks: list[Mask] = []
-    while len(masks) < 2:
-        assert server.wait(PATIENCE_S)
-        masks += [mask for message in server.read() if isinstance(message, Masks) for mask in message.masks]
+    masks = masks_of(server, 2)
     assert [mask.num_tokens for mask in masks] == [0, 1]
     assert all(mask.error and not mask.allowed for mask in masks)
 
@@ -163,6 +207,25 @@ def test_a_process_that_stands_still_makes_a_step_wait_once_not_once_a_row(follo
     turn_until(follower, lambda: all(text.has_arrived for text in texts))
     texts[0].advance([ord("4")])
     assert texts[0].allowed()
+
+
+def test_a_process_is_not_taken_for_hung_because_this_one_stood_still(
+    follower: TextFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = follower.open(WORD, [], [END])
+    turn_until(follower, lambda: text.has_arrived)
+    pid = follower.pid
+    os.kill(pid, signal.SIGSTOP)
+    text.advance([ord("a")])
+    follower.flush()
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 1000)
+    follower.turn()
+    assert follower.pid == pid
+    os.kill(pid, signal.SIGCONT)
+    turn_until(follower, lambda: text.has_arrived)
+    assert follower.pid == pid
+    text.close()
 
 
 def test_texts_are_given_up_where_no_process_can_be_started(

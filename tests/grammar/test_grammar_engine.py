@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from grammar.byte_vocabulary import BYTES, SetMask
 
+from octavo import grammar_gate
 from octavo.config import EngineConfig
 from octavo.core.sequence import Sequence
 from octavo.engine import Engine
@@ -49,7 +50,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         block_size=4, max_model_len=256, max_num_seqs=8, max_num_batched_tokens=32, async_scheduling=request.param
     )
     made = Engine(config, FakeModelRunner(64, 4, strict=True))
-    made.use_vocabulary(BYTES)
+    made.gate.use(BYTES)
     yield made
     made.shutdown()
 
@@ -118,6 +119,25 @@ def test_what_runs_beside_a_grammar_is_what_runs_alone(engine: Engine, ask: Make
     assert beside.tokens["plain", 0] == alone.tokens["plain", 0]
 
 
+@pytest.mark.parametrize(("num_plain", "num_turns"), [(1, 1), (3, 2)])
+def test_a_text_that_follows_a_grammar_joins_each_step_unless_most_texts_follow_none(
+    engine: Engine, ask: MakeRequest, num_plain: int, num_turns: int
+) -> None:
+    """There it joins every second one of those that are scheduled ahead."""
+    run = Run(engine, ask("a", StructuredOutputs("regex", "[a-z]{20}")))
+    run.until(lambda: len(run.tokens["a", 0]) > 0)
+    for i in range(num_plain):
+        engine.add_request(ask(f"plain {i}", None, max_tokens=50, stop_token_ids=()))
+    run.until(lambda: len(run.tokens["plain 0", 0]) > 0)
+    steps_before, tokens_before = engine.stats().steps_total, len(run.tokens["a", 0])
+    run.until(lambda: ("a", 0) in run.ends)
+    num_steps, num_tokens = engine.stats().steps_total - steps_before, len(run.tokens["a", 0]) - tokens_before
+    assert ("plain 0", 0) not in run.ends
+    run.to_the_end()
+    assert num_tokens > 10
+    assert abs(num_steps - num_tokens * (num_turns if engine.config.async_scheduling else 1)) <= 2
+
+
 def test_at_its_end_a_grammar_outweighs_min_tokens_and_ignore_eos(engine: Engine, ask: MakeRequest) -> None:
     digits = StructuredOutputs("regex", "[0-9]{3}")
     ignoring = ask("a", digits, stop_token_ids=(), ignore_eos=True)
@@ -177,10 +197,10 @@ def test_when_the_process_that_follows_texts_dies_they_go_on_in_another(engine: 
     expected = {name: Run(engine, ask(name, WORDS)).to_the_end().text(name) for name in "ab"}
     run = Run(engine, ask("a", WORDS), ask("b", WORDS), ask("plain", None, max_tokens=200))
     run.until(lambda: len(run.tokens["a", 0]) >= 10)
-    _, follower = engine.grammar_pids
+    _, follower = engine.gate.pids
     os.kill(follower, signal.SIGKILL)
     num_plain = len(run.tokens["plain", 0])
-    run.until(lambda: engine.grammar_pids[1] != follower)
+    run.until(lambda: engine.gate.pids[1] != follower)
     num_then = len(run.tokens["a", 0])
     run.until(lambda: len(run.tokens["plain", 0]) >= num_plain + 20)
     assert len(run.tokens["a", 0]) <= num_then + 1, "another process cannot be up so soon"
@@ -193,7 +213,7 @@ def test_a_process_that_stands_still_holds_up_nobody_else(engine: Engine, ask: M
     expected = Run(engine, ask("a", WORDS)).to_the_end().text("a")
     run = Run(engine, ask("a", WORDS), ask("plain", None, max_tokens=200))
     run.until(lambda: len(run.tokens["a", 0]) >= 10)
-    _, follower = engine.grammar_pids
+    _, follower = engine.gate.pids
     os.kill(follower, signal.SIGSTOP)
     begun_at, num_plain = time.monotonic(), len(run.tokens["plain", 0])
     run.until(lambda: len(run.tokens["plain", 0]) >= num_plain + 100)
@@ -202,20 +222,30 @@ def test_a_process_that_stands_still_holds_up_nobody_else(engine: Engine, ask: M
     os.kill(follower, signal.SIGCONT)
     run.to_the_end()
     assert run.text("a") == expected
-    assert engine.grammar_pids[1] == follower
+    assert engine.gate.pids[1] == follower
 
 
-def test_a_trial_that_kills_its_process_is_a_refusal(engine: Engine, ask: MakeRequest) -> None:
+def test_nobody_waits_for_a_trial_whose_process_dies_but_whoever_asked_for_it(engine: Engine, ask: MakeRequest) -> None:
     Run(engine, ask("warm up")).to_the_end()
     run = Run(engine, ask("a", WORDS))
-    trials, follower = engine.grammar_pids
+    trials, follower = engine.gate.pids
     os.kill(trials, signal.SIGSTOP)
-    fresh = StructuredOutputs("regex", "[a-z]{99}", "guided_regex")
-    run.engine.add_request(ask("fresh", fresh))
-    run.until(lambda: ("fresh", 0) in run.ends).to_the_end()
-    assert run.ends["fresh", 0].error.endswith("one that takes less than 1 s to compile")
-    assert run.reason("a") is FinishReason.STOP
-    assert engine.grammar_pids[0] != trials and engine.grammar_pids[1] == follower
+    run.engine.add_request(ask("fresh", StructuredOutputs("regex", "[a-z]{9}")))
+    run.until(lambda: ("a", 0) in run.ends)
+    os.kill(trials, signal.SIGKILL)
+    run.to_the_end()
+    assert run.reason("a") is FinishReason.STOP and re.fullmatch("[a-z]{9}", run.text("fresh"))
+    assert engine.gate.pids[0] != trials and engine.gate.pids[1] == follower
+
+
+def test_with_nothing_to_compute_an_engine_waits_for_either_process_at_once(
+    engine: Engine, ask: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run(engine, ask("warm up")).to_the_end()
+    monkeypatch.setattr(grammar_gate, "_POLL_S", PATIENCE_S / 4)
+    begun_at = time.monotonic()
+    Run(engine, ask("a", StructuredOutputs("regex", "[a-z]{8}"))).to_the_end()
+    assert time.monotonic() - begun_at < PATIENCE_S / 4
 
 
 def test_whoever_comes_back_for_a_lost_mask_is_not_taken_for_lost_again(ask: MakeRequest) -> None:
@@ -229,7 +259,7 @@ def test_whoever_comes_back_for_a_lost_mask_is_not_taken_for_lost_again(ask: Mak
 def test_without_a_grammar_no_process_is_started(make_engine: Callable[..., Engine], ask: MakeRequest) -> None:
     plain = make_engine()
     Run(plain, ask("a", None, max_tokens=5)).to_the_end()
-    assert plain.grammar_pids == ()
+    assert plain.gate.pids == ()
 
 
 def test_an_engine_that_knows_no_vocabulary_says_so(make_engine: Callable[..., Engine], ask: MakeRequest) -> None:

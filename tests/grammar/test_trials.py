@@ -1,7 +1,9 @@
-"""Trials of grammars: one after the other, within their limits, and what comes of a process that does not start."""
+"""Trials of grammars: the short ones first, within limits, and what comes of a process that dies or never starts."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -55,14 +57,15 @@ def test_nobody_waits_behind_a_trial_that_was_withdrawn(start: Callable[[], Tria
     assert not tried._verdicts.keys() - {SMALL}
 
 
-def test_a_grammar_that_takes_too_much_memory_is_refused_and_the_next_one_tried(
+def test_a_grammar_with_which_two_processes_run_out_of_memory_is_refused_and_the_next_one_tried(
     start: Callable[[], Trials], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trials, "MOST_MEMORY_BYTES", 4 << 20)
     tried = start()
-    first = tried.pid
-    assert error_of(tried, LARGE) == "one that takes less than 4 MiB to compile"
-    assert tried.pid != first
+    pids: list[int] = []
+    monkeypatch.setattr(tried, "_blame", lambda *given, blame=tried._blame: (pids.append(tried.pid), blame(*given)))
+    assert error_of(tried, LARGE) == "one that takes less than 30 s and 4 MiB to compile"
+    assert len(set(pids)) == 2
     assert error_of(tried, SMALL) == ""
 
 
@@ -71,8 +74,8 @@ def test_a_grammar_that_takes_too_long_is_refused_for_a_while(
 ) -> None:
     tried = start()
     assert error_of(tried, SMALL) == ""
-    monkeypatch.setattr(trials, "LONGEST_TRIAL_S", 0.0)
-    assert "to compile" in error_of(tried, LARGE)
+    monkeypatch.setattr(trials, "LONGEST_TRIAL_S", 1e-3)
+    assert error_of(tried, LARGE) == "one that takes less than 0.001 s to compile"
     monkeypatch.setattr(trials, "LONGEST_TRIAL_S", LONGEST_TRIAL_S)
     assert "to compile" in error_of(tried, LARGE), "not tried again at once"
     now = time.monotonic()
@@ -80,8 +83,57 @@ def test_a_grammar_that_takes_too_long_is_refused_for_a_while(
     assert tried.error_of(LARGE) is None
 
 
-def test_a_process_that_never_comes_up_refuses_everything(
+def test_the_short_ones_go_first(start: Callable[[], Trials]) -> None:
+    tried = start()
+    assert tried.error_of(LARGE) is None
+    assert error_of(tried, SMALL) == ""
+    assert LARGE not in tried._verdicts
+    assert error_of(tried, LARGE) == ""
+
+
+def begun(tried: Trials, asked: StructuredOutputs) -> int:
+    """A trial that does not get on; the process."""
+    assert error_of(tried, WRONG)
+    os.kill(tried.pid, signal.SIGSTOP)
+    while tried._running is None:
+        assert tried.error_of(asked) is None
+        tried.turn()
+    return tried.pid
+
+
+def test_a_grammar_is_not_refused_for_a_process_that_dies_once(start: Callable[[], Trials]) -> None:
+    tried = start()
+    first = begun(tried, SMALL)
+    os.kill(first, signal.SIGKILL)
+    assert error_of(tried, SMALL) == ""
+    assert tried.pid != first
+
+
+def test_time_in_which_a_process_was_not_let_run_does_not_count(
     start: Callable[[], Trials], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "_MODULE", "octavo.no_such_module")
+    tried = start()
+    first = begun(tried, SMALL)
+    real = time.monotonic
+    for num_seconds in (1, 2, 3, 1000):
+        monkeypatch.setattr(time, "monotonic", lambda ahead=num_seconds: real() + ahead)
+        tried.turn()
+    os.kill(first, signal.SIGCONT)
+    assert error_of(tried, SMALL) == ""
+    assert tried.pid == first
+
+
+def test_a_process_that_stands_still_is_replaced(start: Callable[[], Trials], monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = start()
+    first = begun(tried, SMALL)
+    monkeypatch.setattr(tried, "_running", (SMALL, 0.0))  # until when it may be silent, on the process's clock
+    assert error_of(tried, SMALL) == ""
+    assert tried.pid != first
+
+
+@pytest.mark.parametrize(("name", "value"), [("_MODULE", "octavo.no_such_module"), ("LONGEST_START_S", 0.0)])
+def test_a_process_that_never_comes_up_refuses_everything(
+    start: Callable[[], Trials], monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    monkeypatch.setattr(process, name, value)
     assert error_of(start(), SMALL) == process.CANNOT_START

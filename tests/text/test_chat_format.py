@@ -12,13 +12,14 @@ from tokenizers import AddedToken
 
 from octavo import ChatFormat, InvalidRequest, SamplingParams
 from octavo.config import REASONING_PARSERS, TOOL_CALL_PARSERS, EngineConfig
-from octavo.grammar.compiler import Compiler
+from octavo.grammar.compiler import Compiler, UnusableGrammar
+from octavo.structured_outputs import MAX_CHARACTERS
 from octavo.text.chat_format import open_chat_format
 from octavo.text.detokenizer import Detokenizer
 from octavo.text.message_part import merged
 from octavo.text.reasoning import MISTRAL_THINK, REASONING_FORMATS, THINK, ReasoningFormat
 from octavo.text.tokenizer import Tokenizer
-from octavo.text.tool_formats import HERMES, LLAMA3, MISTRAL, TOOL_FORMATS, ToolFormat
+from octavo.text.tool_formats import HERMES, LLAMA3, MISTRAL, MISTRAL_NAMED, TOOL_FORMATS, ToolFormat
 from octavo.vocabulary import Vocabulary
 
 SCHEMA = {
@@ -32,6 +33,7 @@ TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": 'say "::="', "description": "says\n::= something"}},
 ]
 ASKED = [("count", {"n": 1}), ('say "::="', {"text": "héllo ::= </tool_call>"}), ("count", {"n": 2})]
+LONG = {"parameters": {"description": "a" * MAX_CHARACTERS}}
 FORMATS = list(TOOL_FORMATS.values())
 
 
@@ -69,9 +71,11 @@ def token_ids(special: Tokenizer, text: str) -> list[int]:
     return found
 
 
-def accepts(compiler: Compiler, special: Tokenizer, tools: ToolFormat, text: str, **choice: Any) -> bool:
-    """Whether a forced call may be this text, to its end."""
-    matcher = compiler.compile(ChatFormat(tools, None).forced_calls(TOOLS, special, **choice))
+def accepts(
+    compiler: Compiler, special: Tokenizer, tools: ToolFormat, text: str, known: object = TOOLS, **choice: Any
+) -> bool:
+    """Whether a forced call of one that is known may be this text, to its end."""
+    matcher = compiler.compile(ChatFormat(tools, None).forced_calls(known, special, **choice))
     ids = [token_id for line in text.splitlines(keepends=True) for token_id in token_ids(special, line)]
     return matcher.try_consume_tokens(ids) == len(ids) and bool(matcher.is_accepting())
 
@@ -103,6 +107,35 @@ def test_a_forced_text_is_nothing_else(compiler: Compiler, special: Tokenizer, t
         assert not accepts(compiler, special, tools, written(tools, [ASKED[0], ASKED[2]]), **choice)
 
 
+def test_calls_that_begin_with_their_names_are_forced_where_the_template_writes_them_so(
+    compiler: Compiler, special: Tokenizer
+) -> None:
+    chat_format = open_chat_format(EngineConfig(), "[TOOL_CALLS]{{ name }}[ARGS]{{ arguments }}")
+    assert chat_format.tools is MISTRAL_NAMED
+    text = '[TOOL_CALLS]count[ARGS]{"n": 1}[TOOL_CALLS]count[ARGS]{"n": 2}'
+    assert accepts(compiler, special, MISTRAL_NAMED, text, TOOLS[:1])
+    assert not accepts(compiler, special, MISTRAL_NAMED, text, TOOLS[:1], parallel=False)
+    assert not accepts(compiler, special, MISTRAL_NAMED, written(MISTRAL, ASKED[:1]), TOOLS[:1])
+    parts = merged(chat_format.reader("").push(text, finished=True))
+    assert [(part.name, part.text) for part in parts] == [("count", '{"n": 1}'), ("count", '{"n": 2}')]
+    with pytest.raises(InvalidRequest, match=r"^tools: 'say \"::=\"' is not allowed; expected a name of letters"):
+        chat_format.forced_calls(TOOLS, special)
+
+
+def test_a_refusal_of_forced_calls_speaks_of_the_tools_and_not_of_the_grammar_made_of_them(
+    compiler: Compiler, special: Tokenizer
+) -> None:
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"properties": {"a": {"not": {}}}}}}]
+    asked = ChatFormat(HERMES, None).forced_calls(tools, special)
+    with pytest.raises(UnusableGrammar) as caught:
+        compiler.try_out(asked)
+    expected = "JSON schemas without these keywords, which are not supported: not"
+    assert str(asked.refusal(str(caught.value))) == f"tools: 'look' is not allowed; expected {expected}"
+    with pytest.raises(InvalidRequest) as too_long:
+        ChatFormat(HERMES, None).forced_calls([*tools, {**TOOLS[1], "function": TOOLS[1]["function"] | LONG}], special)
+    assert str(too_long.value).startswith("tools: 'look, say \"::=\"' is not allowed; expected at most")
+
+
 def test_a_tool_that_is_not_there_cannot_be_forced(special: Tokenizer) -> None:
     with pytest.raises(InvalidRequest, match=r"tool_choice: 'look' .* one of the `tools`: count, say"):
         ChatFormat(HERMES, None).forced_calls(TOOLS, special, name="look")
@@ -122,6 +155,7 @@ def test_a_tool_that_is_not_there_cannot_be_forced(special: Tokenizer) -> None:
         ),
         ('{"name": function name, "parameters": dictionary}', LLAMA3, None),
         ("{{ '[TOOL_CALLS]' }}", MISTRAL, None),
+        ("{{ '[TOOL_CALLS]' }}{{ '[ARGS]' }}", MISTRAL_NAMED, None),
         ("{{ '[TOOL_CALLS]' }}[THINK]{{ thoughts }}[/THINK]", MISTRAL, MISTRAL_THINK),
     ],
 )
@@ -134,6 +168,7 @@ def test_the_template_tells_the_format(
 def test_the_configuration_goes_before_the_template() -> None:
     for name in TOOL_CALL_PARSERS[1:]:
         assert open_chat_format(EngineConfig(tool_call_parser=name), "<tool_call>").tools is TOOL_FORMATS.get(name)
+    assert open_chat_format(EngineConfig(tool_call_parser="mistral"), "[ARGS]").tools is MISTRAL_NAMED
     for name in REASONING_PARSERS[1:]:
         found = open_chat_format(EngineConfig(reasoning_parser=name), "</think>").reasoning
         assert found is REASONING_FORMATS.get(name)

@@ -37,7 +37,8 @@ def call(number: int, name: str, arguments: str) -> MessagePart:
 
 ONE = '{"name": "f", "arguments": {"a": 1}}'
 TWO = '{"arguments": {"b": {"c": "}]<\\"/tool_call>"}}, "name": "g"}'
-CALLS = [call(0, "f", '{"a": 1}'), call(1, "g", '{"b": {"c": "}]<\\"/tool_call>"}}')]
+ARGUMENTS = ['{"a": 1}', '{"b": {"c": "}]<\\"/tool_call>"}}']
+CALLS = [call(0, "f", ARGUMENTS[0]), call(1, "g", ARGUMENTS[1])]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,9 @@ CALLS = [call(0, "f", '{"a": 1}'), call(1, "g", '{"b": {"c": "}]<\\"/tool_call>"
         (HERMES, f"\n<tool_call>{ONE}</tool_call><tool_call>{TWO}</tool_call>\n\n"),
         (MISTRAL, f"[TOOL_CALLS][{ONE}, {TWO}]"),
         (MISTRAL, f"[TOOL_CALLS] [ {ONE}\n,{TWO} ] "),
+        (MISTRAL, f"[TOOL_CALLS]f[ARGS]{ARGUMENTS[0]}[TOOL_CALLS]g[ARGS] {ARGUMENTS[1]}"),
+        (MISTRAL, f"[TOOL_CALLS]f[CALL_ID]x7dK2[ARGS]{ARGUMENTS[0]}\n[TOOL_CALLS] g[CALL_ID][ARGS]{ARGUMENTS[1]}\n"),
+        (MISTRAL, f"[TOOL_CALLS]f{ARGUMENTS[0]}[TOOL_CALLS]g{ARGUMENTS[1]}"),
         (LLAMA3, f"{ONE}; {TWO}".replace("arguments", "parameters")),
         (LLAMA3, f" {ONE};\n{TWO}\n"),
         (LLAMA3, f"<|python_tag|>{ONE}; {TWO}"),
@@ -61,6 +65,7 @@ def test_several_calls_are_read_in_every_format(tools: ToolFormat, text: str) ->
     [
         (HERMES, f"Let me see.\n\n<tool_call>\n{ONE}\n</tool_call>"),
         (MISTRAL, f"Let me see. [TOOL_CALLS] [{ONE}]"),
+        (MISTRAL, f"Let me see. [TOOL_CALLS]f[ARGS]{ARGUMENTS[0]}"),
         (LLAMA3, f"Let me see.<|python_tag|>{ONE}"),
     ],
 )
@@ -77,6 +82,21 @@ def test_what_some_models_add_to_a_call_is_left_out(extra: str) -> None:
     assert read(f'<tool_call>{{{extra}"name": "f", "arguments": {{"a": 1}}}}</tool_call>') == CALLS[:1]
 
 
+@pytest.mark.parametrize("more", ['"why": "so"', '"x": [1, {"y": "]}"}], "z": -1.5', '"arguments": {}', '"type": 5'])
+@pytest.mark.parametrize("tools", [HERMES, MISTRAL, LLAMA3])
+def test_members_behind_what_makes_a_call_are_left_out(tools: ToolFormat, more: str) -> None:
+    frame = {"hermes": "<tool_call>{}</tool_call>", "mistral": "[TOOL_CALLS][{}]", "llama3_json": "{}"}[tools.name]
+    assert read(frame.replace("{}", f"{ONE[:-1]}, {more}}}"), tools) == CALLS[:1]
+    assert read(frame.replace("{}", f"{TWO[:-1]}, {more} }}"), tools) == [call(0, "g", ARGUMENTS[1])]
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_arguments_may_be_a_text_of_json(arguments: str) -> None:
+    written = json.dumps(arguments)
+    for members in (f'"name": "f", "arguments": {written}', f'"parameters": {written}, "name": "f"'):
+        assert read(f"<tool_call>{{{members}}}</tool_call>") == [call(0, "f", arguments)]
+
+
 def test_a_name_is_read_as_json() -> None:
     assert read('<tool_call>{"name": "caf\\u00e9 \\"x\\"", "arguments": {}}') == [call(0, 'café "x"', "{}")]
 
@@ -91,12 +111,20 @@ def test_a_name_is_read_as_json() -> None:
         (HERMES, '<tool_call>{"name": "", "arguments": {}}</tool_call>'),
         (HERMES, '<tool_call>{"name": "a\nb", "arguments": {}}</tool_call>'),
         (HERMES, '<tool_call>{"name": "f", "name": "g", "arguments": {}}</tool_call>'),
-        (HERMES, '<tool_call>{"name": "f", "arguments": "{}"}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": "so"}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": "[{}]"}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": "' + "[" * 100_000 + '"}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1'),
         (HERMES, '<tool_call>{"name": "f", "arg'),
         (HERMES, "<tool_call>\n"),
         (HERMES, ONE),
         (MISTRAL, f"[TOOL_CALLS]{ONE}"),
         (MISTRAL, f"[[TOOL_CALLS [{ONE}]"),
+        (MISTRAL, "[TOOL_CALLS]f [ARGS]{}"),
+        (MISTRAL, "[TOOL_CALLS]f[ARG"),
+        (MISTRAL, "[TOOL_CALLS]f[ARGS][]"),
+        (MISTRAL, "[TOOL_CALLS]f[CALL_ID]1[CALL_ID]2[ARGS]{}"),
+        (MISTRAL, "[TOOL_CALLS][ARGS]{}"),
         (LLAMA3, '{"city": "Rome", "name": "f", "parameters": {}}'),
         (LLAMA3, '{"nam": "Rome"}'),
         (LLAMA3, "<|python_tag|>print(1)"),
@@ -127,11 +155,31 @@ def test_a_call_that_is_cut_off_or_broken_keeps_what_was_written_of_it(rest: str
 
 
 @pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("<tool_call>{", None),
+        ('<tool_call>{"name": "f", "arguments": {"a": "}', 0),
+        (f"<tool_call>{ONE}</tool_call>", None),
+        (f"<tool_call>{ONE[:-1]}", None),
+        (f'<tool_call>{ONE}</tool_call><tool_call>{{"name": "f", "arguments": {{', 1),
+        ("so", None),
+    ],
+)
+def test_a_call_whose_arguments_break_off_is_known(text: str, number: int | None) -> None:
+    reader = MessageReader(HERMES, THINK, "")
+    reader.push(text, finished=True)
+    assert reader.open_call == number
+    assert MessageReader(None, None, "").open_call is None
+
+
+@pytest.mark.parametrize(
     ("text", "rest"),
     [
         (f"<tool_call>{ONE}\nso</tool_call>", "\nso</tool_call>"),
         (f"<tool_call>{ONE}</tool_cart>", "</tool_cart>"),
-        (f'<tool_call>{ONE[:-1]}, "more": 1}}', ', "more": 1}'),
+        (f"<tool_call>{ONE[:-1]}, more: 1}}", ", more: 1}"),
+        (f'<tool_call>{ONE[:-1]}, "more" 1}}', ', "more" 1}'),
+        (f'<tool_call>{ONE[:-1]}, "more": 1]}}', ', "more": 1]}'),
     ],
 )
 def test_what_cannot_follow_a_call_is_content(text: str, rest: str) -> None:
@@ -163,6 +211,20 @@ def test_a_call_is_streamed_as_soon_as_it_is_certain() -> None:
 )
 def test_reasoning_is_told_from_what_is_said(text: str, prompt: str, found: list[Any]) -> None:
     assert read(text, prompt=prompt) == found
+
+
+@pytest.mark.parametrize(
+    ("begun", "found"),
+    [
+        ("<think>\nWell,", [thought("so"), content("Yes.")]),
+        ("\n<think>", [thought("so"), content("Yes.")]),
+        ("<think>Well</think>Yes:", [content(" so</think>Yes.")]),
+        ("Well <think>", [content(" so</think>Yes.")]),
+    ],
+)
+def test_a_message_that_is_continued_may_have_begun_to_reason(begun: str, found: list[Any]) -> None:
+    reader = MessageReader(HERMES, THINK, f"<|assistant|>{begun}", begun)
+    assert merged(reader.push(" so</think>Yes.", finished=True)) == found
 
 
 def test_other_marks_of_reasoning() -> None:

@@ -20,6 +20,7 @@ FRAGMENTS = [
     "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<think>", "</think>", "[THINK]", "[/THINK]", ONE,
     '{"name": "g", "parameters": {', '{"arguments": {}, "name": "h"}', '"name"', ": ", "{", "}", "[", "]", ",", ";",
     '{"x', '"', "\\", "\n", " ", "<", "</", "tool", "think>", "x", "é😀",
+    "[ARGS]", "[CALL_ID]", '"arguments": ', '"{', '}"', '"more": ',
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join)
 TOOLS = st.sampled_from([HERMES, LLAMA3, MISTRAL, None])
@@ -29,12 +30,15 @@ PROMPTS = st.sampled_from(["", "<think>\n"])
 FRAMES = {
     HERMES: ['<tool_call>{"name": "f", "arguments": {}}</tool_call>'],
     LLAMA3: ['<|python_tag|>{"name": "f", "parameters": {}}; {"parameters": {}, "name": "f"}'],
-    MISTRAL: ['[TOOL_CALLS][{"name": "f", "arguments": {}}, {"arguments": {}, "name": "f"}]'],
+    MISTRAL: [
+        '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"arguments": {}, "name": "f"}]',
+        "[TOOL_CALLS]f[CALL_ID]x[ARGS]{}",
+    ],
     THINK: ["<think>y</think>z"],
     MISTRAL_THINK: ["[THINK]y[/THINK]z"],
     None: [],
 }
-MORE = ['"name": "f"}', 'ype": "", "name": "f", "parameters": {}}', '"arguments": {}}']
+MORE = ['"name": "f"}', '}", "name": "f"}', "[ARGS]{}", 'ype": "", "name": "f", "parameters": {}}', '"arguments": {}}']
 
 
 def endings(*formats: ToolFormat | ReasoningFormat | None) -> list[str]:

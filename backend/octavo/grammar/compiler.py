@@ -120,12 +120,15 @@ _NOUNS = {
     "grammar": "a grammar (Lark or GBNF)",
     "structural_tag": "a structural tag",
 }
+# Made of the parameters of tools.
+_NOUN_OF_MADE = "JSON schemas"
 
 
 def _sentence(asked: StructuredOutputs, reason: str) -> str:
     """What is expected, and why what came is not it."""
+    noun = _NOUN_OF_MADE if asked.shown else _NOUNS[asked.kind]
     unsupported = _UNSUPPORTED.search(reason)
     if unsupported is not None:
         keys = ", ".join(json.loads(unsupported[1]))
-        return f"{_NOUNS[asked.kind]} without these keywords, which are not supported: {keys}"
-    return f"{_NOUNS[asked.kind]} that can be followed ({reason[:_LONGEST_REASON]})"
+        return f"{noun} without these keywords, which are not supported: {keys}"
+    return f"{noun} that can be followed ({reason[:_LONGEST_REASON]})"

@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 
 # How long a step waits for masks before it goes on without the rows whose masks have not come.
 PATIENCE_S = 0.25
-# Of a process that says nothing at all, and of one that answers others, but not a text.
-_HUNG_S = 5.0
+# Of a process that says nothing at all (while others want its processor, a second of compiling takes many), and of one
+# that answers others, but not a text.
+_HUNG_S = 20.0
 _FORGOTTEN_S = 60.0
 _MAX_DEATHS = 3
 _MEMORY_BYTES = 4 << 30
@@ -66,7 +67,7 @@ class FollowedText:
         self.token_ids = token_ids
         self.end_token_ids = end_token_ids
         self.mask: bytes | None = None
-        self.asked_at = time.monotonic()
+        self.asked_at = follower.awake_s
         self.error = ""
         self.is_complete = False
         self.is_followed = False
@@ -98,7 +99,7 @@ class FollowedText:
         self.mask = None
         self.was_missed = False
         self.token_ids += token_ids
-        self.asked_at = time.monotonic()
+        self.asked_at = self._follower.awake_s
         self._follower.tell(Advance(self.number, token_ids))
         if self._follower.is_gone:
             self.give_up(CANNOT_START)
@@ -133,7 +134,7 @@ class TextFollower:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._num_false_starts = 0
-        self._heard_at = time.monotonic()
+        self._heard_at = 0.0
         # Since a step has waited in vain: the next rows, and steps, do not wait until it is heard again.
         self._is_silent = False
 
@@ -148,9 +149,18 @@ class TextFollower:
         return self._process.is_up
 
     @property
+    def awake_s(self) -> float:
+        """The process's clock."""
+        return self._process.awake_s
+
+    @property
     def pid(self) -> int:
         """The process, for tests and debuggers."""
         return self._process.pid
+
+    def fileno(self) -> int:
+        """To be polled for what `turn` hears, unless it is gone."""
+        return self._process.fileno()
 
     def open(self, asked: StructuredOutputs, token_ids: list[int], end_token_ids: list[int]) -> FollowedText:
         """Follows a text from now on: the tokens that it has so far, and those that may end it."""
@@ -182,9 +192,14 @@ class TextFollower:
             if self.is_gone:
                 return
             if not self._hear(timeout_s):
-                self._start_anew("has died")
+                self._start_anew("has died" if self._process.is_up else "does not come up")
             elif self._is_hung():
                 self._start_anew("has not answered for seconds")
+
+    def flush(self) -> None:
+        """Sends what is queued."""
+        with self._lock:
+            self._process.flush()
 
     def wait_for(self, text: FollowedText) -> None:
         """Until its mask is there, the process is dead, or patience has run out, for this text or one before it."""
@@ -206,10 +221,10 @@ class TextFollower:
         was_up = self._process.is_up
         messages = self._process.turn(timeout_s)
         if messages:
-            self._heard_at, self._is_silent = time.monotonic(), False
+            self._heard_at, self._is_silent = self._process.awake_s, False
         if self._process.is_up and not was_up:
             for text in self._texts.values():
-                text.asked_at = time.monotonic()
+                text.asked_at = self._process.awake_s
                 self._process.tell(_opening(text))
             self._process.flush()
         for message in messages or []:
@@ -222,7 +237,7 @@ class TextFollower:
         if not self._process.is_up:
             return False
         waiting = [text.asked_at for text in self._texts.values() if text.mask is None]
-        now, longest = time.monotonic(), min(waiting, default=float("inf"))
+        now, longest = self._process.awake_s, min(waiting, default=float("inf"))
         # Many grammars are compiled one after the other: a process that goes on answering is not hung.
         return now - max(longest, self._heard_at) > _HUNG_S or now - longest > _FORGOTTEN_S
 
@@ -237,7 +252,7 @@ class TextFollower:
             except OSError:
                 logger.exception("no grammar process could be started")
                 self._num_false_starts += 1
-        self._heard_at = time.monotonic()
+        self._heard_at = 0.0
         for text in self._texts.values():
             text.is_followed = False
             if text.mask is not None:

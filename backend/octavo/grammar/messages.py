@@ -16,9 +16,10 @@ class Begin(msgspec.Struct, tag=True, frozen=True):
 
 
 class Try(msgspec.Struct, tag=True, frozen=True):
-    """Compile a grammar, only to see how that ends."""
+    """Compile a grammar, only to see how that ends: with the process itself if it takes so much of a processor."""
 
     asked: StructuredOutputs
+    cpu_s: float
 
 
 class Open(msgspec.Struct, tag=True, frozen=True):
@@ -57,8 +58,7 @@ class Mask(msgspec.Struct, tag=True, frozen=True):
     """What a text of so many tokens may go on with.
 
     allowed: bit t % 8 of byte t // 8 is token t. is_complete: nothing but an end may follow. is_slow: later ones may
-    take their time. error: why the grammar
-    cannot be followed any further, or nothing.
+    take their time. error: why the grammar cannot be followed any further, or nothing.
     """
 
     number: int

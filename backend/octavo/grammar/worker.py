@@ -7,6 +7,7 @@ follows the texts. Ends when the engine ends. Imports no torch.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import os
 import resource
@@ -29,11 +30,13 @@ from octavo.wire import Connection
 
 logger = logging.getLogger(__name__)
 
-# Compiled grammars that are kept, whether or not a text follows them.
+# Compiled grammars that are kept, whether or not a text follows them; none where this share of the memory is taken.
 _MAX_COMPILED = 64
+_MOST_FILLED = 0.25
 _LONGEST_WAIT_S = 60.0
-# Most masks take a twentieth of a millisecond.
+# Of a processor. Most masks take a twentieth of a millisecond; a text that has had a slow one may have more of them.
 _SLOW_S = 0.01
+_SLOW_MASKS = 32
 _PAGE_BYTES = resource.getpagesize()
 _BROKEN = "internal error while its grammar was followed"
 
@@ -43,17 +46,22 @@ class Text:
     """A text that follows a grammar. `matcher` is None until the grammar has been compiled and has caught up; it stays
     None where that has failed, and `error` says why.
 
-    One that `is_slow` has a thread compute its masks, so that others need not wait for them. `queued` are the tokens
-    that the thread has been told and has not followed, by steps.
+    One that `is_slow` has a thread compute its masks, the next `num_slow` at least, so that others need not wait for
+    them. `queued` are the tokens that the thread has been told and has not followed, by steps.
     """
 
     number: int
     end_token_ids: list[int]
     num_tokens: int = 0
     matcher: LLMatcher | None = None
-    is_slow: bool = False
+    num_slow: int = 0
     error: str = ""
     queued: deque[list[int]] = field(default_factory=deque)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether its next masks may take long."""
+        return self.num_slow > 0
 
 
 class GrammarServer:
@@ -63,9 +71,11 @@ class GrammarServer:
     send, guarded by a lock; a text is only ever touched by the one that answers next.
     """
 
-    def __init__(self, compiler: Compiler, connection: Connection[ToGrammar]) -> None:
+    def __init__(self, compiler: Compiler, connection: Connection[ToGrammar], memory_bytes: int) -> None:
+        """memory_bytes: what may be taken from now on."""
         self._compiler = compiler
         self._connection = connection
+        self._full_at_bytes = _memory()[1] + int(memory_bytes * _MOST_FILLED)
         self._compiled: OrderedDict[StructuredOutputs, Future[LLMatcher]] = OrderedDict()
         self._texts: dict[int, Text] = {}
         self._sending = threading.Lock()
@@ -87,8 +97,8 @@ class GrammarServer:
                 self._thread.submit(self._begin, text, self._grammar(asked), token_ids)
             case Close(number):
                 self._texts.pop(number, None)
-            case Try(asked):
-                self._connection.send(Tried(self._try_out(asked)))
+            case Try(asked, cpu_s):
+                self._connection.send(Tried(self._try_out(asked, cpu_s)))
         return None
 
     def _send(self, masks: list[Mask]) -> None:
@@ -96,21 +106,32 @@ class GrammarServer:
             with self._sending:
                 self._connection.send(Masks(masks))
 
-    def _try_out(self, asked: StructuredOutputs) -> str:
+    def _try_out(self, asked: StructuredOutputs, cpu_s: float) -> str:
+        # The signal ends the process, whatever native code it is in; by it the engine knows why.
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)
         try:
             self._compiler.try_out(asked)
         except UnusableGrammar as error:
             return str(error)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
         return ""
 
     def _grammar(self, asked: StructuredOutputs) -> Future[LLMatcher]:
         found = self._compiled.get(asked)
         if found is None:
+            self._make_room()
             found = self._compiled[asked] = self._thread.submit(self._compiler.compile, asked)
             if len(self._compiled) > _MAX_COMPILED:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(asked)
         return found
+
+    def _make_room(self) -> None:
+        """Drops what is kept where it takes too much: texts have copies of their own, and go on."""
+        if _memory()[1] > self._full_at_bytes:
+            self._compiled.clear()
+            ctypes.CDLL(None).malloc_trim(0)
 
     def _begin(self, text: Text, compiled: Future[LLMatcher], token_ids: list[int]) -> None:
         """On the thread, behind the compiling: the text's grammar is there, and catches up with the text."""
@@ -155,7 +176,7 @@ class GrammarServer:
             text.queued.popleft()
 
     def _follow(self, text: Text, matcher: LLMatcher, token_ids: list[int]) -> Mask:
-        began_at = time.perf_counter()
+        began_at_s = time.thread_time()
         text.num_tokens += len(token_ids)
         if token_ids:
             matcher.consume_tokens(token_ids)
@@ -163,7 +184,8 @@ class GrammarServer:
         if matcher.is_error():
             return Mask(text.number, text.num_tokens, b"", error=f"its grammar cannot be followed: {why(matcher)}")
         self._allow_ends(allowed, text.end_token_ids)
-        text.is_slow = text.is_slow or time.perf_counter() - began_at > _SLOW_S
+        is_slow = time.thread_time() - began_at_s > _SLOW_S
+        text.num_slow = _SLOW_MASKS if is_slow else max(text.num_slow - 1, 0)
         is_complete = matcher.is_stopped()
         return Mask(text.number, text.num_tokens, bytes(allowed), is_complete, text.is_slow)
 
@@ -188,16 +210,17 @@ def serve(connection: Connection[ToGrammar]) -> None:
     compiler = Compiler(begin.vocabulary)
     # Whoever takes too much is ended by a signal: that is no fault to keep a picture of.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    limit = _address_space() + begin.memory_bytes
+    limit = _memory()[0] + begin.memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     connection.send(Started())
-    GrammarServer(compiler, connection).run()
+    GrammarServer(compiler, connection, begin.memory_bytes).run()
 
 
-def _address_space() -> int:
-    """Bytes of this process's address space. Source: proc(5), statm."""
+def _memory() -> tuple[int, int]:
+    """This process's address space, and what of it is resident, in bytes. Source: proc(5), statm."""
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * _PAGE_BYTES
+        size, resident, *_ = map(int, file.read().split())
+    return size * _PAGE_BYTES, resident * _PAGE_BYTES
 
 
 def _exit_on_hang_up(fd: int) -> None:

@@ -1,19 +1,19 @@
-"""CallReader: one call of a tool, a JSON object with a name and arguments, read while it is being written.
+"""CallReader: one call of a tool, read while it is being written: what is the same however its format writes it.
 
 The call is certain once its name is whole and its arguments have begun: from then on they are given out as they come.
-Knows nothing of what stands around the object.
+Knows nothing of what stands around the call.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from octavo.text.marks import WHITE_SPACE
 
-_TEXTS = ("name", "type", "id")
-_ARGUMENTS = ("arguments", "parameters")
+State = Callable[[str, int], int]
+
 _IN_STRING = re.compile(r'["\\]')
 _IN_VALUE = re.compile(r'["{}\[\]]')
 
@@ -26,8 +26,8 @@ class Malformed(Exception):
         self.position = position
 
 
-class CallReader:
-    """Reads from the opening brace on. Owns the call so far; `name` is None until it is whole.
+class CallReader(ABC):
+    """Reads from the first character of a call on. Owns the call so far; `name` is None until it is whole.
 
     `fresh` holds the arguments' text that nobody has taken yet. `certain_at` is where in the text last pushed the last
     part of the name or the arguments ended, None if there was none in it.
@@ -39,84 +39,43 @@ class CallReader:
         self.has_arguments = False
         self.certain_at: int | None = None
         self.done = False
-        self._seen: set[str] = set()
-        self._key = ""
-        self._string: list[str] = []
         self._escaped = False
         self._depth = 0
         self._in_string = False
-        self._state: Callable[[str, int], int] = self._brace
+        self._state: State = self._begin
 
     @property
     def certain(self) -> bool:
         """Whether it is a call, whatever follows."""
         return self.name is not None and self.has_arguments
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is certain, and its arguments have not ended."""
+        return self.certain and self._state == self._read_arguments
+
     def push(self, text: str, position: int) -> int:
-        """Reads on from `position`; returns where the object ended, or the end of `text`. Raises Malformed."""
+        """Reads on from `position`; returns where the call ended, or the end of `text`. Raises Malformed."""
         self.certain_at = None
         while position < len(text) and not self.done:
             position = self._state(text, position)
         return position
 
-    def _brace(self, text: str, position: int) -> int:
-        return self._skip_to({"{": self._before_key}, text, position)
+    @abstractmethod
+    def _begin(self, text: str, position: int) -> int:
+        """The state at the first character. A state returns where it stopped, for the next one to go on there."""
 
-    def _before_key(self, text: str, position: int) -> int:
-        self._string = []
-        return self._skip_to({'"': self._read_key}, text, position)
+    @abstractmethod
+    def _after_arguments(self, text: str, position: int) -> int:
+        """The state behind the arguments."""
 
-    def _read_key(self, text: str, position: int) -> int:
-        """One character; a key that cannot become a known one is none."""
-        character = text[position]
-        written = "".join(self._string)
-        if character == '"':
-            if written not in _TEXTS + _ARGUMENTS or self._slot(written) in self._seen:
-                raise Malformed(position)
-            self._seen.add(self._slot(written))
-            self._key, self._state = written, self._before_value
-        else:
-            self._string.append(character)
-            if not any(key.startswith(written + character) for key in _TEXTS + _ARGUMENTS):
-                raise Malformed(position)
-        return position + 1
-
-    def _slot(self, key: str) -> str:
-        """The two names of the arguments are one member."""
-        return _ARGUMENTS[0] if key in _ARGUMENTS else key
-
-    def _before_value(self, text: str, position: int) -> int:
-        return self._skip_to({":": self._begin_value}, text, position)
-
-    def _begin_value(self, text: str, position: int) -> int:
-        self._string = []
-        if self._key in _TEXTS:
-            return self._skip_to({'"': self._read_text}, text, position)
+    def _open_arguments(self, text: str, position: int) -> int:
+        """Up to behind their brace."""
         end = self._skip_to({"{": self._read_arguments}, text, position)
         if self._state == self._read_arguments:
             self.has_arguments, self._depth = True, 1
             self._give("{", end)
         return end
-
-    def _read_text(self, text: str, position: int) -> int:
-        """Up to the end of a string, or of what there is."""
-        end = self._end_of_string(text, position)
-        self._string.append(text[position : end if self._in_string else end - 1])
-        if not self._in_string:
-            self._end_text(end)
-        return end
-
-    def _end_text(self, position: int) -> None:
-        try:
-            value = json.loads(f'"{"".join(self._string)}"')
-        except ValueError:
-            raise Malformed(position - 1) from None
-        if self._key == "name":
-            if not value:
-                raise Malformed(position - 1)
-            self.name = value
-            self.certain_at = position
-        self._state = self._after_value
 
     def _read_arguments(self, text: str, position: int) -> int:
         """Up to the brace that closes them. Whether they are valid JSON is for whoever calls the tool to find out."""
@@ -128,13 +87,13 @@ class CallReader:
             match = _IN_VALUE.search(text, position)
             position = len(text) if match is None else match.end()
             if match is not None and self._passes(match[0]):
-                self._state = self._after_value
+                self._state = self._after_arguments
                 break
         self._give(text[start:position], position)
         return position
 
     def _passes(self, character: str) -> bool:
-        """Whether this brace, bracket or quotation mark ends the arguments."""
+        """Whether this brace, bracket or quotation mark ends the value that it belongs to."""
         if character == '"':
             self._in_string = True
         else:
@@ -163,13 +122,7 @@ class CallReader:
         self.fresh.append(piece)
         self.certain_at = position
 
-    def _after_value(self, text: str, position: int) -> int:
-        if text[position] == "}" and self.certain:
-            self.done = True
-            return position + 1
-        return self._skip_to({",": self._before_key}, text, position)
-
-    def _skip_to(self, states: dict[str, Callable[[str, int], int]], text: str, position: int) -> int:
+    def _skip_to(self, states: dict[str, State], text: str, position: int) -> int:
         """Over white space to the one of these characters that leads to the next state."""
         character = text[position]
         if character in states:

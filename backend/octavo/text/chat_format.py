@@ -15,7 +15,7 @@ from octavo.text.chat import check_tools
 from octavo.text.message_reader import MessageReader
 from octavo.text.reasoning import REASONING_FORMATS, ReasoningFormat, reasoning_format_of
 from octavo.text.tokenizer import Tokenizer
-from octavo.text.tool_formats import TOOL_FORMATS, ToolFormat, tool_format_of
+from octavo.text.tool_formats import ToolFormat, tool_format_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class ChatFormat:
         """The part of it that one request has use for."""
         return replace(self, tools=self.tools if tools else None, reasoning=self.reasoning if reasoning else None)
 
-    def reader(self, prompt: str) -> MessageReader:
-        """A reader of one message after `prompt`."""
-        return MessageReader(self.tools, self.reasoning, prompt)
+    def reader(self, prompt: str, begun: str = "") -> MessageReader:
+        """A reader of one message after `prompt`, which may end with what is `begun` of it."""
+        return MessageReader(self.tools, self.reasoning, prompt, begun)
 
     def forced_calls(
         self, tools: object, tokenizer: Tokenizer, *, name: str | None = None, parallel: bool = True
@@ -54,15 +54,19 @@ class ChatFormat:
             functions, parallel = [function for function in functions if function["name"] == name][:1], False
             if not functions:
                 raise InvalidRequest("tool_choice", name, f"one of the `tools`: {names}")
+        for function in functions:
+            if not self.tools.can_write(function["name"]):
+                raise InvalidRequest("tools", function["name"], "a name of letters, digits and _ . : / -")
+        shown = ", ".join(function["name"] for function in functions)
         grammar = self.tools.grammar(functions, parallel, lambda mark: _terminal(mark, tokenizer))
-        return StructuredOutputs("grammar", grammar, "tools")
+        return StructuredOutputs("grammar", grammar, "tools", shown)
 
 
 def open_chat_format(config: EngineConfig, template: str | None) -> ChatFormat:
     """The format that `config` names, or else the one of the model's chat template."""
     tools, reasoning = config.tool_call_parser, config.reasoning_parser
     return ChatFormat(
-        tool_format_of(template) if tools == "auto" else TOOL_FORMATS.get(tools),
+        None if tools == "none" else tool_format_of(template, None if tools == "auto" else tools),
         reasoning_format_of(template) if reasoning == "auto" else REASONING_FORMATS.get(reasoning),
     )
 

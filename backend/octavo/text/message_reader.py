@@ -14,10 +14,20 @@ from octavo.text.tool_formats import ToolFormat
 class MessageReader:
     """One message. However the text is cut into pieces, the parts put together are the same."""
 
-    def __init__(self, tools: ToolFormat | None, reasoning: ReasoningFormat | None, prompt: str) -> None:
-        """Looks for what is not None. `prompt` is the text before the message: it may have opened the reasoning."""
+    def __init__(
+        self, tools: ToolFormat | None, reasoning: ReasoningFormat | None, prompt: str, begun: str = ""
+    ) -> None:
+        """Looks for what is not None. `prompt` is the text before the message: it may have opened the reasoning.
+
+        So may `begun` have done, what of the message the prompt ends with, where it is one to be continued.
+        """
         self._tools = None if tools is None else ToolCallReader(tools)
-        self._reasoning = None if reasoning is None else ReasoningReader(reasoning, reasoning.is_open(prompt))
+        self._reasoning = None if reasoning is None else ReasoningReader(reasoning, reasoning.is_open(prompt, begun))
+
+    @property
+    def open_call(self) -> int | None:
+        """The number of the call that is being written, while its arguments have not ended."""
+        return None if self._tools is None else self._tools.open_call
 
     def push(self, text: str, finished: bool = False) -> list[MessagePart]:
         """The parts that `text` has made certain, as few as possible; with `finished` all that is left."""

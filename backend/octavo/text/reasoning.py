@@ -23,8 +23,11 @@ class ReasoningFormat:
         """Those that may be special tokens of a vocabulary, which belong to the text then."""
         return frozenset({self.opening, self.closing})
 
-    def is_open(self, prompt: str) -> bool:
-        """Whether the prompt ends with the opening mark, so that the message begins inside."""
+    def is_open(self, prompt: str, begun: str = "") -> bool:
+        """Whether the prompt ends with the opening mark, so that the message begins inside; or, where it ends with the
+        beginning of the message, that does without the closing one."""
+        if begun:
+            return begun.lstrip(WHITE_SPACE).startswith(self.opening) and self.closing not in begun
         return prompt.rstrip(WHITE_SPACE).endswith(self.opening)
 
 

@@ -87,6 +87,15 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError):
             raise InvalidRequest("prompt", text, "text that UTF-8 can hold (no lone surrogates)") from None
 
+    def encode_beginning(self, text: str, max_tokens: int) -> list[int]:
+        """Like `encode`, of as much of the text as makes `max_tokens` token ids with what the model expects around it.
+
+        Where that alone is more, it is all there is.
+        """
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding.truncate(max(max_tokens - self._backend.num_special_tokens_to_add(is_pair=False), 0))
+        return self._backend.post_process(encoding).ids
+
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence; ids without a token give nothing, broken UTF-8 gives U+FFFD."""
         return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)

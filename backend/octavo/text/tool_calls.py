@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from octavo.text.call_reader import CallReader, Malformed
+from octavo.text.json_call_reader import JsonCallReader
 from octavo.text.marks import WHITE_SPACE, MarkFinder
 from octavo.text.message_part import MessagePart, PartKind
+from octavo.text.named_call_reader import NamedCallReader
 from octavo.text.tool_formats import ToolFormat
 
 
@@ -21,7 +23,7 @@ class ToolCallReader:
     def __init__(self, tools: ToolFormat) -> None:
         self._tools = tools
         self._finder = MarkFinder(tools.opening)
-        self._call = CallReader()
+        self._call: CallReader = JsonCallReader()
         self._num_calls = 0
         self._parts: list[MessagePart] = []
         self._held: list[str] = []
@@ -29,6 +31,11 @@ class ToolCallReader:
         self._num_closed = 0
         self._behind_call = False
         self._state: Callable[[str, int], int] = self._read_call if tools.bare else self._read_content
+
+    @property
+    def open_call(self) -> int | None:
+        """The number of the call that is being written, while its arguments have not ended."""
+        return self._num_calls - 1 if self._call.is_open else None
 
     def push(self, text: str, finished: bool = False) -> list[MessagePart]:
         """What is certain now; with `finished` everything."""
@@ -55,10 +62,12 @@ class ToolCallReader:
         return position
 
     def _open_list(self, text: str, position: int) -> int:
+        """Or a call that is none of a list, but begins with its name."""
         if text[position] == "[":
             self._state = self._read_call
         elif text[position] not in WHITE_SPACE:
-            raise Malformed(position)
+            self._call, self._state = NamedCallReader(self._tools.named_marks), self._read_call
+            return position
         return position + 1
 
     def _read_call(self, text: str, position: int) -> int:
@@ -69,7 +78,8 @@ class ToolCallReader:
             self._take_call(was_certain)
         if self._call.done:
             self._held, self._certain, self._behind_call = [], position, True
-            self._call, self._state = CallReader(), self._after_call
+            is_named = isinstance(self._call, NamedCallReader)
+            self._call, self._state = JsonCallReader(), self._read_content if is_named else self._after_call
         return position
 
     def _take_call(self, was_certain: bool) -> None:
@@ -108,7 +118,7 @@ class ToolCallReader:
     def _give_up(self, text: str, position: int) -> None:
         """It was no call, or nothing that may follow one: content goes on from `position`."""
         self._show("".join(self._held) + text[self._certain : position])
-        self._call = CallReader()
+        self._call = JsonCallReader()
         self._go_on(position)
 
     def _finish(self) -> None:

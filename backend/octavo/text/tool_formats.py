@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo.structured_outputs import SCHEMA_OPTIONS
+from octavo.text.named_call_reader import NAME
 
 # Arguments are written as templates write them, and nothing that a schema asks for is left out silently.
 _WRITTEN = {
@@ -28,7 +29,9 @@ class ToolFormat:
 
     After `opening` come calls with `separator` between them, in a list if `in_list`, and then `closing`; without a
     separator it is one call. A text that is `bare` may begin with a call at once. `arguments` is what the model calls
-    them. `template_mark` tells chat templates of this format; `id_length` is how long a call's id must be, if it must.
+    them. `named_marks`: instead of a list there may be one call, of a name and arguments, with the first of these marks
+    between them, or the second and an id, and the first; with `is_named` that is how the model writes them.
+    `template_mark` tells chat templates of this format; `id_length` is how long a call's id must be, if it must.
     """
 
     name: str
@@ -39,12 +42,18 @@ class ToolFormat:
     in_list: bool = False
     bare: bool = False
     arguments: str = "arguments"
+    named_marks: tuple[str, ...] = ()
+    is_named: bool = False
     id_length: int | None = None
 
     @property
     def marks(self) -> frozenset[str]:
         """Those that may be special tokens of a vocabulary, which belong to the text then."""
-        return frozenset({self.opening} if self.separator else {self.opening, self.closing})
+        return frozenset({self.opening} if self.separator else {self.opening, self.closing}).union(self.named_marks)
+
+    def can_write(self, name: str) -> bool:
+        """Whether a call of this function can be told from other text."""
+        return not self.is_named or NAME.fullmatch(name) is not None
 
     def grammar(self, functions: Sequence[Mapping[str, Any]], parallel: bool, literal: Callable[[str], str]) -> str:
         """A Lark grammar, as llguidance reads it, of one call of one of `functions`; with `parallel` of one or more.
@@ -53,23 +62,26 @@ class ToolFormat:
         """
         names = [f"call_{i}" for i in range(len(functions))]
         opening, closing = (literal(mark) if mark else "" for mark in (self.opening, self.closing))
-        if self.in_list:
-            opening, closing = f'{opening} "["', '"]"'
+        if self.is_named:
+            start, one, between = "calls", f"{opening} call", ""
+        elif self.in_list:
+            start, one, between = f'{opening} "[" calls "]"', "call", _terminal(self.separator + " ")
         elif self.bare:
-            opening = ""
+            start, one, between = "calls", "call", _terminal(self.separator + " ")
         else:
-            opening, closing = f'{opening} "\\n"', f'"\\n" {closing}'
-        if self.separator:
-            start, one, between = f"{opening} calls {closing}".strip(), "call", _terminal(self.separator + " ")
-        else:
-            start, one, between = "calls", f"{opening} call {closing}", '"\\n"'
+            start, one, between = "calls", f'{opening} "\\n" call "\\n" {closing}', '"\\n"'
         more = f" ({between} {one})*" if parallel else ""
         lines = [f"start: {start}", f"calls: {one}{more}", f"call: {' | '.join(names)}"]
         for name, function in zip(names, functions, strict=True):
-            begin = _terminal(f'{{"name": {json.dumps(function["name"])}, "{self.arguments}": ')
             # A schema of its own, so that what it refers to is found from its own root.
-            lines += [f'{name}: {begin} {name}_arguments "}}"', f"{name}_arguments: %json {_schema(function)}"]
+            lines += [self._call_rule(name, function, literal), f"{name}_arguments: %json {_schema(function)}"]
         return "\n".join(lines)
+
+    def _call_rule(self, name: str, function: Mapping[str, Any], literal: Callable[[str], str]) -> str:
+        if self.is_named:
+            return f"{name}: {_terminal(function['name'])} {literal(self.named_marks[0])} {name}_arguments"
+        begin = _terminal(f'{{"name": {json.dumps(function["name"])}, "{self.arguments}": ')
+        return f'{name}: {begin} {name}_arguments "}}"'
 
 
 def _terminal(text: str) -> str:
@@ -89,9 +101,11 @@ MISTRAL = ToolFormat(
     closing="]",
     separator=",",
     in_list=True,
+    named_marks=("[ARGS]", "[CALL_ID]"),
     # Mistral's own templates refuse any other.
     id_length=9,
 )
+MISTRAL_NAMED = replace(MISTRAL, template_mark="[ARGS]", is_named=True)
 LLAMA3 = ToolFormat(
     name="llama3_json",
     template_mark='"parameters": ',
@@ -100,10 +114,13 @@ LLAMA3 = ToolFormat(
     bare=True,
     arguments="parameters",
 )
-# Templates of the first two may describe parameters as well, so they are looked for first.
 TOOL_FORMATS = {tools.name: tools for tools in (HERMES, MISTRAL, LLAMA3)}
+# Templates of the first ones may have the marks of later ones as well.
+_LOOKED_FOR = (HERMES, MISTRAL_NAMED, MISTRAL, LLAMA3)
 
 
-def tool_format_of(template: str | None) -> ToolFormat:
-    """The one that `template` speaks of. Of none: Hermes', whose marks no other text has."""
-    return next((tools for tools in TOOL_FORMATS.values() if tools.template_mark in (template or "")), HERMES)
+def tool_format_of(template: str | None, name: str | None = None) -> ToolFormat:
+    """The one that `template` speaks of, among those of this name. Of none: Hermes', whose marks no other text has."""
+    known = [tools for tools in _LOOKED_FOR if name in (None, tools.name)]
+    default = HERMES if name is None else TOOL_FORMATS[name]
+    return next((tools for tools in known if tools.template_mark in (template or "")), default)
