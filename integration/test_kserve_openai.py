@@ -1,4 +1,4 @@
-"""The OpenAI routes on the embedded model, through the official client: the same text on every way to it."""
+"""The routes that generate on the embedded model, through the official clients: the same text on every way to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic
 import httpx2
 import jsonschema
 import openai
@@ -63,6 +64,12 @@ def client(address: str) -> Iterator[openai.OpenAI]:
 def plain(address: str) -> Iterator[httpx2.Client]:
     with clients(address) as (_, plain):
         yield plain
+
+
+@pytest.fixture(scope="module")
+def claude(address: str) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=address, api_key="none") as claude:
+        yield claude
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +220,52 @@ def test_streamed_calls_put_together_by_the_client_are_those_of_the_whole_answer
     (one,), (other,) = whole.message.tool_calls, streamed.message.tool_calls or ()
     assert (one.function.name, one.function.arguments) == (other.function.name, other.function.arguments)
     assert whole.finish_reason == streamed.finish_reason == "tool_calls"
+
+
+def test_responses_and_messages_say_what_a_chat_does_whole_and_streamed(
+    client: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    (system, user), asked = MESSAGES, {"temperature": 0.9, "top_p": 0.95, "model": MODEL, "extra_body": {"seed": 11}}
+    said = client.chat.completions.create(messages=MESSAGES, max_tokens=24, **asked)
+    response: Any = {"input": user["content"], "instructions": system["content"], "max_output_tokens": 24, **asked}
+    message: Any = {"messages": [user], "system": system["content"], "max_tokens": 24, "model": MODEL}
+    message["extra_body"] = {"seed": 11, "temperature": 0.9, "top_p": 0.95}
+    events = client.responses.create(**response, stream=True)
+    with claude.messages.stream(**message) as stream:
+        texts = [stream.get_final_text(), claude.messages.create(**message).content[0].text]  # type: ignore[union-attr]
+    texts.append(client.responses.create(**response).output_text)
+    texts.append("".join(event.delta for event in events if event.type == "response.output_text.delta"))
+    assert texts == [said.choices[0].message.content] * 4
+    counted = claude.messages.count_tokens(messages=[user], system=system["content"], model=MODEL)
+    assert said.usage is not None and counted.input_tokens == said.usage.prompt_tokens
+
+
+def test_the_loop_of_tool_calls_goes_round_in_every_protocol(
+    client: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    asked: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
+    result = "It is 18 degrees and sunny."
+    tools: Any = [{"type": "function", "name": "get_weather", "parameters": WEATHER, "strict": True}]
+    given: Any = {"model": MODEL, "tools": tools, "temperature": 0, "max_output_tokens": 128}
+    with client.responses.stream(input=asked, tool_choice="required", parallel_tool_calls=False, **given) as stream:
+        output = stream.get_final_response().output
+    (call,) = output
+    assert call.type == "function_call"
+    jsonschema.validate(json.loads(call.arguments), WEATHER)
+    back = {"type": "function_call_output", "call_id": call.call_id, "output": result}
+    answer = client.responses.create(input=[*asked, *output, back], tool_choice="none", **given)
+    assert answer.output_text and {item.type for item in answer.output} == {"message"}
+    given = {"model": MODEL, "tools": [{"name": "get_weather", "input_schema": WEATHER}], "max_tokens": 128}
+    given["extra_body"] = {"temperature": 0}
+    one: Any = {"type": "tool", "name": "get_weather"}
+    with claude.messages.stream(messages=asked, tool_choice=one, **given) as events:
+        message = events.get_final_message()
+    (use,) = message.content
+    assert use.type == "tool_use" and use.input == json.loads(call.arguments)
+    found: Any = {"type": "tool_result", "tool_use_id": use.id, "content": result}
+    turns = [*asked, message.to_param(), {"role": "user", "content": [found]}]
+    (block,) = claude.messages.create(messages=turns, tool_choice={"type": "none"}, **given).content
+    assert block.type == "text" and block.text == answer.output_text
 
 
 def text_of(choice: Any) -> str:

@@ -25,7 +25,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 OWN_MODEL = "Serve your own model on the Triton server"
 # Which server is meant under a heading. A command under another one fails until its heading stands here.
-SERVERS = {"Two commands": "triton_server", OWN_MODEL: "own_model_server", "On KServe": "kserve_server"}
+SERVERS = {
+    "Two commands": "triton_server",
+    "Calls of tools": "triton_server",
+    OWN_MODEL: "own_model_server",
+    "On KServe": "kserve_server",
+}
 # The address that the commands have, and the path that stands for a model of the reader's.
 ADDRESS, THEIR_MODEL = "localhost:8000", "/models/my-llama"
 TIMEOUT_S = 120

@@ -82,9 +82,9 @@ class TritonPythonModel:
                 "keeps errors as empty successes",
                 name,
             )
-        self._facts = ModelFacts(name, decoupled)
         config = read_engine_config(Path(args["model_repository"]), version, Instance.from_args(args))
         self._engine = octavo.AsyncEngine(config)
+        self._facts = ModelFacts(name, decoupled, embeds=self._engine.config.runner == "pooling")
         self._engine.wait_ready()
         logger.info("model %s, version %s, is ready", name, version)
         if asks_for(model_config, "ENABLE_VLLM_HEALTH_CHECK") or asks_for(model_config, "ENABLE_HEALTH_CHECK"):

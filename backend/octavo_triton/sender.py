@@ -21,7 +21,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from octavo import OctavoError, RequestCancelled, RequestFailed, RequestOutput, RequestStream
-from octavo.v2 import GenerateRequest, ResponseEncoder
+from octavo.v2 import Encoder, Request, open_encoder
 from octavo_triton.errors import error_reply
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Reply:
     """
 
     response_sender: Any
-    encoder: ResponseEncoder | None = None
+    encoder: Encoder | None = None
     stream: RequestStream | None = None
     streams: bool = False
     error: BaseException | None = None
@@ -82,9 +82,9 @@ class Sender:
         self._thread = Thread(target=self._run, name="octavo-sender", daemon=True)
         self._thread.start()
 
-    def add(self, response_sender: Any, request: GenerateRequest, stream: RequestStream) -> None:
+    def add(self, response_sender: Any, request: Request, stream: RequestStream) -> None:
         """Takes over a request that was admitted: its client gets `stream`, to the end. Does not block."""
-        reply = Reply(response_sender, ResponseEncoder(request), stream, request.stream)
+        reply = Reply(response_sender, open_encoder(request), stream, request.stream)
         # The first entry puts the reply under watch even if its stream has nothing to say for long.
         self._inbox.put(reply)
         stream.notify(lambda _: self._inbox.put(reply))

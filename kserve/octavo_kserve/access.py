@@ -67,6 +67,13 @@ def read_keys(file: str | None, environment: Mapping[str, str]) -> tuple[str, ..
     return tuple(keys)
 
 
+def _shown(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The value of the Authorization header, or of the one in which clients of Anthropic's API have a key."""
+    found = {name: value.decode("latin-1") for name, value in reversed(list(headers))}
+    key = found.get(b"x-api-key")
+    return found.get(b"authorization") or (None if key is None else _SCHEME + key)
+
+
 class KeyCheck:
     """ASGI middleware that refuses requests without a key before anything of them is read."""
 
@@ -77,8 +84,7 @@ class KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401."""
         if scope["type"] == "http" and not OPEN_PATHS.fullmatch(scope["path"]):
-            shown = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
-            if not self._keys.allow(shown[0] if shown else None):
+            if not self._keys.allow(_shown(scope["headers"])):
                 await error_response(scope["path"], Unauthorized())(scope, receive, send)
                 return
         elif scope["type"] == "websocket":

@@ -17,14 +17,20 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import RouteContext, iter_route_contexts
 
 from octavo_kserve.access import OPEN_PATHS
+from octavo_kserve.anthropic.schemas import ANTHROPIC_SCHEMAS
 from octavo_kserve.described import answers, array, described, error, record, ref
+from octavo_kserve.embeddings.schemas import EMBEDDING_SCHEMAS
 from octavo_kserve.openai.answers import ANSWERS
 from octavo_kserve.openai.schemas import BODIES
+from octavo_kserve.replies import is_anthropic, is_kserve
+from octavo_kserve.responses.schemas import RESPONSE_SCHEMAS
 from octavo_kserve.served_model import Models
 from octavo_kserve.v2_schemas import V2
 
 _TAGS = {
     "OpenAI": "The API of OpenAI, also under /openai.",
+    "Anthropic": "The Messages API of Anthropic, also under /openai.",
+    "embeddings": "Vectors, of models that make them.",
     "tokens": "Texts to tokens and back, without running the model.",
     "generate": "The Triton server's generate extension.",
     "V2": "The open inference protocol.",
@@ -42,6 +48,9 @@ _STATE = {"name": {"type": "string"}}
 _SCHEMAS = {
     **BODIES,
     **ANSWERS,
+    **RESPONSE_SCHEMAS,
+    **ANTHROPIC_SCHEMAS,
+    **EMBEDDING_SCHEMAS,
     **V2,
     "IndexRequest": record({"ready": {"type": "boolean"}}, ["ready"], examples=[{"ready": True}]),
     "Index": array(**record({"name": {"type": "string"}, "state": {"type": "string"}})),
@@ -141,12 +150,14 @@ def _lock(path: str, operation: dict[str, Any]) -> None:
     if OPEN_PATHS.fullmatch(path):
         return
     operation["security"] = [{"key": []}]
-    style = "ErrorText" if path.startswith("/v2") or ":" in path else "Error"
+    style = "ErrorText" if is_kserve(path) else "Error"
+    style = "AnthropicError" if is_anthropic(path) else style
     operation["responses"]["401"] = error(401, style)
 
 
 def _name_models(schemas: dict[str, Any], name: str) -> None:
     """Where several are served, a request says which it means."""
-    for body in BODIES:
-        for example in schemas[body]["examples"]:
-            example["model"] = name
+    for schema in schemas.values():
+        if "model" in schema.get("properties", ()):
+            for example in schema.get("examples", ()):
+                example["model"] = name

@@ -21,9 +21,11 @@ from starlette.exceptions import HTTPException
 
 import octavo
 from octavo_kserve.access import ApiKeys, KeyCheck
+from octavo_kserve.anthropic import create_messages_router
 from octavo_kserve.api_document import document_with
 from octavo_kserve.connection import ConnectionGuard
 from octavo_kserve.described import answers, described
+from octavo_kserve.embeddings import create_embeddings_router, create_rerank_router, create_score_router
 from octavo_kserve.errors import NoSuchMethod, NoSuchRoute, UnknownModel
 from octavo_kserve.generate import create_generate_router
 from octavo_kserve.infer import create_infer_router
@@ -37,6 +39,7 @@ from octavo_kserve.predictor import OctavoModel
 from octavo_kserve.replies import error_response
 from octavo_kserve.repository import Repository
 from octavo_kserve.repository_index import create_index_router
+from octavo_kserve.responses import create_responses_router
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +120,13 @@ def mount(
     app.router.default_response_class = JSONResponse
     app.include_router(create_page_router())
     app.include_router(_health_router(lifecycle))
-    openai = create_router(lifecycle.models)
-    for prefix in ("/openai/v1", "/v1"):
-        app.include_router(openai, prefix=prefix)
+    for create in (create_router, create_responses_router, create_messages_router, create_embeddings_router):
+        router = create(lifecycle.models)
+        for prefix in ("/openai/v1", "/v1"):
+            app.include_router(router, prefix=prefix)
+    app.include_router(create_score_router(lifecycle.models))
+    for prefix in ("", "/v2"):
+        app.include_router(create_rerank_router(lifecycle.models), prefix=prefix)
     app.include_router(create_tokenize_router(lifecycle.models))
     app.include_router(create_generate_router(lifecycle.models))
     app.include_router(create_infer_router(dataplane))

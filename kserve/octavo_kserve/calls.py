@@ -18,12 +18,12 @@ from octavo.v2 import (
     INPUTS,
     OUTPUTS,
     Array,
-    GenerateRequest,
     ModelFacts,
     RawRequest,
-    ResponseEncoder,
+    Request,
     TensorSpec,
     decode_request,
+    open_encoder,
 )
 from octavo_kserve.served_model import ServedModel
 from octavo_kserve.submission import submit_in_thread
@@ -35,7 +35,7 @@ MOST_INSTANCES = 1024
 ALL_OUTPUTS = frozenset(spec.name for spec in OUTPUTS)
 _INPUT_NAMES = frozenset(spec.name for spec in INPUTS)
 # Inputs that hold JSON in a string; where the body is JSON anyway, its own value may stand there.
-JSON_INPUTS = frozenset({"messages", "tools", "response_format", "sampling_parameters"})
+JSON_INPUTS = frozenset({"embedding_request", "messages", "tools", "response_format", "sampling_parameters"})
 # The names that the v2 protocol has for the types of a model configuration.
 _DATATYPES = {"TYPE_STRING": "BYTES"}
 
@@ -80,15 +80,20 @@ def _tensor(name: str, value: object) -> Array:
     return array
 
 
-def read_call(raw: RawRequest, model: str, streams: bool) -> GenerateRequest:
+def facts_of(model: ServedModel, name: str) -> ModelFacts:
+    """What reading a request to the model takes to know of it; `name` is the one that the client uses."""
+    return ModelFacts(name, decoupled=True, embeds=model.engine.config.runner == "pooling")
+
+
+def read_call(raw: RawRequest, facts: ModelFacts, streams: bool) -> Request:
     """Understands a request; one whose route answers once cannot stream. Raises InvalidRequest."""
-    call = decode_request(raw, ModelFacts(model, decoupled=True))
+    call = decode_request(raw, facts)
     if call.stream and not streams:
         raise octavo.InvalidRequest("stream", True, "false here; /v2/models/NAME/generate_stream streams")
     return call
 
 
-async def submit(model: ServedModel, call: GenerateRequest) -> octavo.RequestStream:
+async def submit(model: ServedModel, call: Request) -> octavo.RequestStream:
     """Hands a request to the engine. The client's id is for the log: it need not be the only one of its name."""
 
     def hand_over() -> octavo.RequestStream:
@@ -105,7 +110,7 @@ async def submit(model: ServedModel, call: GenerateRequest) -> octavo.RequestStr
     return await submit_in_thread(hand_over, octavo.RequestStream.cancel) if is_long else hand_over()
 
 
-async def complete(model: ServedModel, call: GenerateRequest) -> dict[str, Array]:
+async def complete(model: ServedModel, call: Request) -> dict[str, Array]:
     """Runs a request that does not stream to its end; its output tensors. Who gives up waiting ends the request."""
     async with aclosing(responses(await submit(model, call), call)) as answers:
         async for tensors in answers:
@@ -113,9 +118,9 @@ async def complete(model: ServedModel, call: GenerateRequest) -> dict[str, Array
     raise octavo.RequestFailed("the request ended without an output")
 
 
-async def responses(stream: octavo.RequestStream, call: GenerateRequest) -> AsyncGenerator[dict[str, Array]]:
+async def responses(stream: octavo.RequestStream, call: Request) -> AsyncGenerator[dict[str, Array]]:
     """The output tensors of each response of a request that streams; of one that does not, of its only one."""
-    encoder = ResponseEncoder(call)
+    encoder = open_encoder(call)
     pending: octavo.RequestOutput | None = None
     try:
         async for output in stream:

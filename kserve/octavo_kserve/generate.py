@@ -15,8 +15,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 import octavo
-from octavo.v2 import Array, GenerateRequest
-from octavo_kserve.calls import as_json, complete, raw_request, read_call, responses, submit
+from octavo.v2 import Array, RawRequest
+from octavo.v2 import Request as Call
+from octavo_kserve.calls import as_json, complete, facts_of, raw_request, read_call, responses, submit
 from octavo_kserve.described import answers, described
 from octavo_kserve.errors import error_reply
 from octavo_kserve.served_model import Models
@@ -35,7 +36,7 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 class EventStream(StreamingResponse):
     """The outputs of a request as events. However it ends, and if it never begins, so does the request."""
 
-    def __init__(self, name: str, stream: octavo.RequestStream, call: GenerateRequest) -> None:
+    def __init__(self, name: str, stream: octavo.RequestStream, call: Call) -> None:
         super().__init__(_events(name, stream, call), headers=_HEADERS, media_type="text/event-stream")
         self._stream = stream
 
@@ -53,12 +54,12 @@ def create_generate_router(models: Models) -> APIRouter:
 
     async def generate(name: str, request: Request) -> Response:
         model = models.find(name)
-        call = read_call(raw_request(await read_json_object(request), _request_id(request)), name, streams=False)
+        call = read_call(await _raw(request), facts_of(model, name), streams=False)
         return JSONResponse(_body(name, await complete(model, call)))
 
     async def generate_stream(name: str, request: Request) -> Response:
         model = models.find(name)
-        call = read_call(raw_request(await read_json_object(request), _request_id(request)), name, streams=True)
+        call = read_call(await _raw(request), facts_of(model, name), streams=True)
         stream = await submit(model, call)
         return EventStream(name, stream, call)
 
@@ -68,8 +69,8 @@ def create_generate_router(models: Models) -> APIRouter:
     return router
 
 
-def _request_id(request: Request) -> str:
-    return request.headers.get("x-request-id", "")
+async def _raw(request: Request) -> RawRequest:
+    return raw_request(await read_json_object(request), request.headers.get("x-request-id", ""))
 
 
 async def read_json_object(request: Request) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _body(name: str, tensors: Mapping[str, Array]) -> dict[str, Any]:
     return {"model_name": name, "model_version": MODEL_VERSION} | as_json(tensors)
 
 
-async def _events(name: str, stream: octavo.RequestStream, call: GenerateRequest) -> AsyncIterator[str]:
+async def _events(name: str, stream: octavo.RequestStream, call: Call) -> AsyncIterator[str]:
     """Whatever happens, the last event tells how the request ended."""
     try:
         async for tensors in responses(stream, call):

@@ -16,7 +16,16 @@ from kserve.protocol.infer_type import InferInput, InferOutput, InferRequest, In
 
 import octavo
 from octavo.v2 import INPUTS, OUTPUTS, Array, RawRequest, TensorSpec
-from octavo_kserve.calls import ALL_OUTPUTS, MOST_INSTANCES, as_json, complete, datatype, raw_request, read_call
+from octavo_kserve.calls import (
+    ALL_OUTPUTS,
+    MOST_INSTANCES,
+    as_json,
+    complete,
+    datatype,
+    facts_of,
+    raw_request,
+    read_call,
+)
 from octavo_kserve.generate import MODEL_VERSION
 from octavo_kserve.lifecycle import Lifecycle
 from octavo_kserve.served_model import ServedModel
@@ -51,7 +60,7 @@ class OctavoModel(Model):
         return {"predictions": await self._predict_instances(payload)}
 
     async def _infer(self, request: InferRequest) -> InferResponse:
-        call = read_call(_raw_request(request), request.model_name, streams=False)
+        call = read_call(_raw_request(request), facts_of(self._served, request.model_name), streams=False)
         tensors = await complete(self._served, call)
         asked = [output for output in request.request_outputs or () if output.name in tensors]
         return InferResponse(
@@ -73,7 +82,8 @@ class OctavoModel(Model):
             raise octavo.InvalidRequest("instances", instances, "a list of prompts or objects")
         if len(instances) > MOST_INSTANCES:
             raise octavo.InvalidRequest("instances", f"{len(instances)} instances", f"at most {MOST_INSTANCES}")
-        calls = [read_call(_instance(i, instance), self.name, streams=False) for i, instance in enumerate(instances)]
+        facts = facts_of(self._served, self.name)
+        calls = [read_call(_instance(i, instance), facts, streams=False) for i, instance in enumerate(instances)]
         tasks = [asyncio.ensure_future(complete(self._served, call)) for call in calls]
         try:
             return [as_json(tensors) for tensors in await asyncio.gather(*tasks)]

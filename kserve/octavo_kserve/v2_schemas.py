@@ -14,8 +14,8 @@ from octavo_kserve.sampling_schemas import INT64_MAX, INT64_MIN, sampling_schema
 
 _TEXT: Schema = {"type": "string"}
 _TYPES = {"STRING": "string", "BOOL": "boolean", "FP32": "number", "UINT32": "integer"}
-# They are there for clients of other models, and refused.
-_REFUSED = {"image", "embedding_request"}
+# It is there for clients of other models, and refused.
+_REFUSED = {"image"}
 _PARAMETERS = nullable(
     type="object", additionalProperties={"type": ["string", "integer", "number", "boolean"]}
 )  # fmt: skip
@@ -89,7 +89,7 @@ V2: dict[str, Schema] = {
     ),
     "ModelReady": record({"name": _TEXT, "ready": {"const": True}}),
     "GenerateRequest": record(_ASKED, _ASKED, examples=[_EXAMPLE, {"messages": [{"role": "user", "content": "Hello"}]}])
-    | {"anyOf": [{"required": ["text_input"]}, {"required": ["messages"]}]},
+    | {"anyOf": [{"required": [name]} for name in ("text_input", "messages", "embedding_request")]},
     "Generated": {"allOf": [record(_MODEL), _OUTPUTS]},
     "GeneratedEvent": {"anyOf": [ref("Generated"), ref("ErrorText")]},
     "InferRequest": record(_INFER, set(_INFER) - {"inputs"}, examples=[{"inputs": [_TENSOR], "parameters": _SAMPLED}]),

@@ -1,4 +1,4 @@
-"""A real HTTP server with the OpenAI routes behind the guard, in a thread of its own, for tests with real clients."""
+"""A real HTTP server with the routes that generate, behind the guard and in a thread of its own, for real clients."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx2
 import openai
 import uvicorn
 from fastapi import FastAPI
 
+from octavo_kserve.anthropic import create_messages_router
 from octavo_kserve.connection import ConnectionGuard
+from octavo_kserve.embeddings import create_embeddings_router
 from octavo_kserve.openai import create_router, create_tokenize_router
+from octavo_kserve.responses import create_responses_router
 from octavo_kserve.served_model import Models
 
 START_TIMEOUT_S = 30
@@ -23,10 +27,13 @@ START_TIMEOUT_S = 30
 def serve(models: Models) -> Iterator[str]:
     """The server's address while it runs."""
     app = FastAPI()
-    app.include_router(create_router(models), prefix="/v1")
+    for create in (create_router, create_responses_router, create_messages_router, create_embeddings_router):
+        app.include_router(create(models), prefix="/v1")
     app.include_router(create_tokenize_router(models))
     app.add_middleware(ConnectionGuard, max_body_bytes=1 << 24, max_header_bytes=1 << 16)
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=5)
+    # Without a log of its own: that would be every later test's as well.
+    quiet: dict[str, Any] = {"log_level": "warning", "log_config": None}
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, timeout_graceful_shutdown=5, **quiet)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -13,8 +13,15 @@ from fastapi import FastAPI
 from jsonschema import Draft202012Validator
 
 import octavo
+from octavo.v2 import ModelFacts
+from octavo_kserve.anthropic import create_messages_router
+from octavo_kserve.anthropic import request as anthropic_request
+from octavo_kserve.anthropic.schemas import ANTHROPIC_SCHEMAS
 from octavo_kserve.api_document import document_with
 from octavo_kserve.calls import raw_request, read_call
+from octavo_kserve.embeddings import create_embeddings_router
+from octavo_kserve.embeddings import request as embeddings_request
+from octavo_kserve.embeddings.schemas import EMBEDDING_SCHEMAS
 from octavo_kserve.generate import create_generate_router
 from octavo_kserve.openai import create_router, create_tokenize_router
 from octavo_kserve.openai.chat_request import NOT_SUPPORTED, read_chat
@@ -22,10 +29,31 @@ from octavo_kserve.openai.completion_request import read_completion
 from octavo_kserve.openai.fields import Fields
 from octavo_kserve.openai.request import WITHOUT_EFFECT
 from octavo_kserve.openai.schemas import BODIES
+from octavo_kserve.responses import create_responses_router
+from octavo_kserve.responses import request as responses_request
+from octavo_kserve.responses.schemas import RESPONSE_SCHEMAS
 from octavo_kserve.sampling_schemas import BOUNDS, sampling_schemas
 from octavo_kserve.served_model import Models, ServedModel
 
-READERS = {"ChatRequest": read_chat, "CompletionRequest": read_completion}
+READERS: dict[str, Any] = {
+    "ChatRequest": read_chat,
+    "CompletionRequest": read_completion,
+    "ResponseRequest": lambda fields, models: responses_request.read_response(fields, models).generate,
+    "AnthropicRequest": anthropic_request.read_message,
+    "EmbeddingRequest": lambda fields, models: embeddings_request.read_embedding(fields, models).pooling,
+    "ScoreRequest": lambda fields, models: embeddings_request.read_score(fields, models).pooling,
+    "RerankRequest": lambda fields, models: embeddings_request.read_rerank(fields, models).pooling,
+}
+SCHEMAS = BODIES | RESPONSE_SCHEMAS | ANTHROPIC_SCHEMAS | EMBEDDING_SCHEMAS
+# Read by a route, and not told: they have no effect, ask for what is refused, or have another name there.
+_IDLE = {*WITHOUT_EFFECT, "stream_options", "return_token_ids", "n", "max_tokens", "logprobs", "prompt_logprobs"}
+UNTOLD = {
+    "ChatRequest": {*WITHOUT_EFFECT, *NOT_SUPPORTED, "modalities"},
+    "CompletionRequest": {*WITHOUT_EFFECT, "suffix", "prompt_embeds"},
+    "ResponseRequest": {*_IDLE, *responses_request.REFUSED, *responses_request.WITHOUT_EFFECT},
+    "AnthropicRequest": {*_IDLE, *anthropic_request.REFUSED, *anthropic_request.WITHOUT_EFFECT, "stop"},
+    **{kind: {*_IDLE, "stream"} for kind in EMBEDDING_SCHEMAS},
+}
 
 
 def models(*names: str) -> Models:
@@ -39,7 +67,8 @@ def models(*names: str) -> Models:
 
 def document(served: Models, has_keys: bool = False) -> dict[str, Any]:
     app = FastAPI()
-    app.include_router(create_router(served), prefix="/v1")
+    for create in (create_router, create_responses_router, create_messages_router, create_embeddings_router):
+        app.include_router(create(served), prefix="/v1")
     app.include_router(create_tokenize_router(served))
     app.include_router(create_generate_router(served))
     document_with(app, served, has_keys)
@@ -88,14 +117,13 @@ class Asked(Fields):
 
 @pytest.mark.parametrize("kind", READERS)
 def test_a_body_is_said_to_have_the_fields_that_are_read(kind: str) -> None:
-    (example, *_) = BODIES[kind]["examples"]
+    (example, *_) = SCHEMAS[kind]["examples"]
     asked = Asked(dict(example))
     READERS[kind](asked, models("m"))
-    said = set(BODIES[kind]["properties"])
+    said = set(SCHEMAS[kind]["properties"])
     assert said <= asked.names
     sampling = {field.name for field in fields(octavo.SamplingParams)}
-    refused_or_idle = {*NOT_SUPPORTED, *WITHOUT_EFFECT, "suffix", "prompt_embeds", "modalities"}
-    assert asked.names - said <= refused_or_idle | (octavo.SamplingParams.parameter_names() - sampling)
+    assert asked.names - said <= UNTOLD[kind] | (octavo.SamplingParams.parameter_names() - sampling)
 
 
 def test_examples_are_requests_and_fit_their_schemas() -> None:
@@ -109,7 +137,7 @@ def test_examples_are_requests_and_fit_their_schemas() -> None:
         for example in schemas[kind]["examples"]:
             assert read(Fields(example), models("m")).prompts
     for example in schemas["GenerateRequest"]["examples"]:
-        assert read_call(raw_request(example), "m", streams=False).prompt
+        assert read_call(raw_request(example), ModelFacts("m", decoupled=True), streams=False).prompt
 
 
 def test_the_models_are_those_that_are_served_when_it_is_asked_for() -> None:

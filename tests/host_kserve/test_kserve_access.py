@@ -61,5 +61,12 @@ def test_of_two_headers_the_first_counts() -> None:
     assert ask("/metrics", *headers)[0]["status"] == 401
 
 
+def test_a_key_may_come_as_clients_of_anthropic_send_it() -> None:
+    assert ask("/v1/messages", (b"x-api-key", b"a")) == [b"in"]
+    for headers in (((b"x-api-key", b"x"),), ((b"x-api-key", b""),), ((b"x-api-key", b"a"), (b"authorization", b"x"))):
+        assert ask("/v1/messages", *headers)[0]["status"] == 401
+    assert b'"type":"authentication_error"' in ask("/openai/v1/messages")[1]["body"]
+
+
 def test_no_other_protocol_comes_in() -> None:
     assert ask("/", kind="websocket")[0]["type"] == "websocket.close"

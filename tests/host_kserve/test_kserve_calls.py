@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 import octavo
+from octavo.v2 import ModelFacts
 from octavo_kserve.calls import as_json, raw_request, read_call
+
+FACTS = ModelFacts("m", decoupled=True)
 
 
 def read(body: dict[str, Any], streams: bool = True) -> Any:
     """The request that a body is understood as."""
-    return read_call(raw_request(body), "m", streams)
+    return read_call(raw_request(body), FACTS, streams)
 
 
 def test_inputs_and_parameters_stand_side_by_side_or_inside_parameters() -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from octavo import RequestStream
+from octavo.v2 import ModelFacts
 from octavo_kserve.calls import raw_request, read_call
 from octavo_kserve.generate import EventStream
 
 
 def test_a_stream_whose_response_never_begins_is_cancelled() -> None:
     cancelled = threading.Event()
-    call = read_call(raw_request({"text_input": "x", "stream": True}), "m", streams=True)
+    call = read_call(raw_request({"text_input": "x", "stream": True}), ModelFacts("m", decoupled=True), streams=True)
     response = EventStream("m", RequestStream("r", cancelled.set), call)
 
     async def gone(message: Any) -> None:

@@ -24,7 +24,7 @@ CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "é"}}\n</tool_call>'
 TEXT = f"<think>\nHm.\n</think>\n\nLet me see.\n{CALL}\n{CALL}"
 
 
-def settings(tools: ToolFormat | None = HERMES, **more: bool) -> MessageSettings:
+def settings(tools: ToolFormat | None = HERMES, **more: Any) -> MessageSettings:
     given = {"shows_reasoning": True, "parallel_tool_calls": True, **more}
     return MessageSettings(format=ChatFormat(tools, THINK), **given)
 
@@ -113,6 +113,27 @@ def test_an_answer_that_calls_ends_with_that_unless_it_was_cut_off(end: FinishRe
     expected = "tool_calls" if end is FinishReason.STOP else "length"
     assert whole(CALL, end)["finish_reason"] == streamed([CALL], end)[-1]["finish_reason"] == expected
     assert whole("Well.", end)["finish_reason"] == streamed(["Well."], end)[-1]["finish_reason"] == end.value
+
+
+@pytest.mark.parametrize("end", [FinishReason.STOP, FinishReason.LENGTH])
+@pytest.mark.parametrize("before", ["", CALL])
+def test_an_answer_that_ends_within_a_calls_arguments_does_not_end_with_a_call(end: FinishReason, before: str) -> None:
+    text = before + CALL[: CALL.index("é")]
+    choice, streamed_choices = whole(text, end), streamed([text], end)
+    assert choice["finish_reason"] == streamed_choices[-1]["finish_reason"] == end.value
+    message = without_ids(choice["message"])
+    assert message["tool_calls"][-1]["function"] == {"name": "look", "arguments": '{"at": "'}
+    assert put_together(streamed_choices)["tool_calls"] == message["tool_calls"]
+
+
+def test_a_call_that_is_not_shown_may_end_anywhere() -> None:
+    one = settings(parallel_tool_calls=False)
+    assert whole(CALL + CALL[: CALL.index("é")], message=one)["finish_reason"] == "tool_calls"
+
+
+def test_an_answer_that_goes_on_with_reasoning_shows_it_as_that() -> None:
+    message = whole("so.</think>Yes.", message=settings(begun="<think>Well, "))["message"]
+    assert (message["reasoning_content"], message["content"]) == ("so.", "Yes.")
 
 
 def test_one_call_is_all_that_is_shown_where_one_is_allowed() -> None:

@@ -11,8 +11,8 @@ import pytest
 from octavo import ChatFormat, CompletionOutput, FinishReason, Logprob, RequestOutput, SamplingParams, Usage
 from octavo_kserve.openai.chat_response import ChatEncoder
 from octavo_kserve.openai.completion_response import CompletionEncoder
-from octavo_kserve.openai.delivery import json_bytes
 from octavo_kserve.openai.request import Call, GenerateRequest, MessageSettings, Streaming
+from octavo_kserve.replies import json_bytes
 from octavo_kserve.served_model import ServedModel
 
 TOKENIZER = SimpleNamespace(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from octavo import CompletionOutput, RequestOutput, Usage
-from octavo.v2.request_codec import GenerateRequest, ModelFacts, RawRequest, decode_request
+from octavo.v2.request_codec import ModelFacts, RawRequest, decode_request
 from octavo.v2.tensors import OUTPUTS, Array
 
 ALL_OUTPUTS = frozenset(spec.name for spec in OUTPUTS)
@@ -20,7 +20,7 @@ def decode(
     facts: ModelFacts = ModelFacts("smol", decoupled=True),  # noqa: B008  # it is frozen
     outputs: frozenset[str] = ALL_OUTPUTS,
     **inputs: Any,
-) -> GenerateRequest:
+) -> Any:
     """Reads a request with these inputs by name; None leaves one out, text_input is "hello" unless given."""
     given = {"text_input": "hello"} | inputs
     raw = RawRequest(

@@ -3,18 +3,21 @@
 Pure functions on plain values: knows no server, no stream and no thread. For hosts; the contract is the vLLM backend's.
 """
 
-from octavo.v2.request_codec import GenerateRequest, ModelFacts, RawRequest, decode_request
-from octavo.v2.response_codec import ResponseEncoder
+from octavo.v2.embed_request import EmbedRequest
+from octavo.v2.encoders import Encoder, Request, open_encoder
+from octavo.v2.request_codec import ModelFacts, RawRequest, decode_request
 from octavo.v2.tensors import INPUTS, OUTPUTS, Array, TensorSpec
 
 __all__ = [
     "INPUTS",
     "OUTPUTS",
     "Array",
-    "GenerateRequest",
+    "EmbedRequest",
+    "Encoder",
     "ModelFacts",
     "RawRequest",
-    "ResponseEncoder",
+    "Request",
     "TensorSpec",
     "decode_request",
+    "open_encoder",
 ]

@@ -1,4 +1,4 @@
-"""Requests off the wire: input tensors and request parameters to a GenerateRequest, or a refusal that names its fault.
+"""Requests off the wire: input tensors and request parameters to what is asked, or a refusal that names its fault.
 
 Pure functions on plain values: knows no server object, no stream and no thread.
 """
@@ -13,9 +13,11 @@ from functools import lru_cache
 from typing import Any
 
 from octavo.errors import InvalidRequest
-from octavo.parsing import parse_int, parse_json
+from octavo.parsing import parse_int, parse_mapping
 from octavo.prompt import ChatPrompt
 from octavo.sampling_params import SamplingParams
+from octavo.v2.elements import parse_object, read_flag, read_json, read_string, read_text
+from octavo.v2.embed_request import EMBEDDING_REQUEST, EmbedRequest, read_input, read_pooling
 from octavo.v2.tensors import RETURN_FLAGS, TEXT_OUTPUT, Array
 
 logger = logging.getLogger(__name__)
@@ -34,11 +36,15 @@ _SHOWN_CHARACTERS = 80
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What reading a request takes to know of the model. `lora_names` are in file order; None without LoRA."""
+    """What reading a request takes to know of the model. `lora_names` are in file order; None without LoRA.
+
+    `embeds`: it makes vectors instead of text.
+    """
 
     name: str
     decoupled: bool
     lora_names: tuple[str, ...] | None = None
+    embeds: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,17 +86,39 @@ class _FixedText(InvalidRequest):
         self.args = (text,)
 
 
-def decode_request(raw: RawRequest, facts: ModelFacts) -> GenerateRequest:
+def decode_request(raw: RawRequest, facts: ModelFacts) -> GenerateRequest | EmbedRequest:
     """Reads a request. Raises InvalidRequest that names the input or parameter at fault.
 
     A model that is not decoupled sends one response a request, so it cannot stream.
     """
-    _refuse_other_tasks(raw.tensors, facts)
-    text = _text(raw.tensors, "text_input")
+    embeds = raw.tensors.get(EMBEDDING_REQUEST) is not None
+    return _decode_embedding(raw, facts) if embeds else _decode_generation(raw, facts)
+
+
+def _decode_embedding(raw: RawRequest, facts: ModelFacts) -> EmbedRequest:
+    if not facts.embeds:
+        text = f"Model {facts.name} does not support 'embed' request"
+        raise _FixedText(EMBEDDING_REQUEST, "a request", text)
+    asked = parse_mapping(EMBEDDING_REQUEST, read_json(raw.tensors, EMBEDDING_REQUEST))
+    parameters = parse_object("parameters", raw.parameters or "{}")
+    return EmbedRequest(
+        request_id=raw.request_id,
+        prompt=read_input(asked),
+        params=read_pooling(asked),
+        priority=_priority(parameters.get(_PRIORITY)),
+        cache_salt=read_string(_CACHE_SALT, parameters.get(_CACHE_SALT)) or "",
+        deadline_s=_deadline(raw.timeout_us, parameters),
+        outputs=_wanted_outputs(raw),
+    )
+
+
+def _decode_generation(raw: RawRequest, facts: ModelFacts) -> GenerateRequest:
+    _refuse_images(raw.tensors)
+    text = read_text(raw.tensors, "text_input")
     prompt = _read_prompt(raw.tensors, text)
     stream, echoes = _read_mode(raw.tensors, facts)
     outputs = _wanted_outputs(raw)
-    parameters = _json_object("parameters", raw.parameters or "{}")
+    parameters = parse_object("parameters", raw.parameters or "{}")
     sampling = _read_sampling(raw.tensors, parameters)
     own = {name: sampling.pop(name, None) for name in (_PRIORITY, _CACHE_SALT, _LORA_NAME)}
     own = {name: parameters.get(name) if value is None else value for name, value in own.items()}
@@ -107,26 +135,26 @@ def decode_request(raw: RawRequest, facts: ModelFacts) -> GenerateRequest:
         params=params,
         stream=stream,
         echo=text or "" if echoes else "",
-        priority=0 if own[_PRIORITY] is None else parse_int(_PRIORITY, own[_PRIORITY]),
-        cache_salt=_string(_CACHE_SALT, own[_CACHE_SALT]) or "",
+        priority=_priority(own[_PRIORITY]),
+        cache_salt=read_string(_CACHE_SALT, own[_CACHE_SALT]) or "",
         deadline_s=_deadline(raw.timeout_us, parameters),
         outputs=outputs,
         logprobs_asked=logprobs_asked,
     )
 
 
-def _refuse_other_tasks(tensors: Mapping[str, Array], facts: ModelFacts) -> None:
-    """What a text-only model that generates cannot do."""
-    if tensors.get("embedding_request") is not None:
-        text = f"Model {facts.name} does not support 'embed' request"
-        raise _FixedText("embedding_request", "a request", text)
+def _priority(value: object) -> int:
+    return 0 if value is None else parse_int(_PRIORITY, value)
+
+
+def _refuse_images(tensors: Mapping[str, Array]) -> None:
     image = tensors.get("image")
     if image is not None and image.size:
         raise InvalidRequest("image", f"{image.size} of them", "none: this model reads text only")
 
 
 def _read_prompt(tensors: Mapping[str, Array], text: str | None) -> str | ChatPrompt:
-    messages, tools = (_json_input(tensors, name) for name in ("messages", "tools"))
+    messages, tools = (read_json(tensors, name) for name in ("messages", "tools"))
     if messages is not None:
         return ChatPrompt(messages, tools)
     if tools is not None:
@@ -138,7 +166,7 @@ def _read_prompt(tensors: Mapping[str, Array], text: str | None) -> str | ChatPr
 
 def _read_mode(tensors: Mapping[str, Array], facts: ModelFacts) -> tuple[bool, bool]:
     """Whether the request streams, and whether its prompt is put before the text."""
-    stream, exclude_input = bool(_flag(tensors, "stream")), _flag(tensors, "exclude_input_in_output")
+    stream, exclude_input = bool(read_flag(tensors, "stream")), read_flag(tensors, "exclude_input_in_output")
     if stream and not facts.decoupled:
         raise InvalidRequest("stream", True, "false, since this model is configured with decoupled: false")
     if stream and exclude_input is False:
@@ -149,15 +177,15 @@ def _read_mode(tensors: Mapping[str, Array], facts: ModelFacts) -> tuple[bool, b
 
 def _wanted_outputs(raw: RawRequest) -> frozenset[str]:
     """What the client asked for twice: by its flag, and by not leaving the output out of those it requests."""
-    asked = {output for flag, output in RETURN_FLAGS.items() if _flag(raw.tensors, flag)}
+    asked = {output for flag, output in RETURN_FLAGS.items() if read_flag(raw.tensors, flag)}
     return raw.outputs & (asked | {TEXT_OUTPUT})
 
 
 def _read_sampling(tensors: Mapping[str, Array], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The sampling parameters from the one place or the other, never merged; `response_format` may have its own."""
-    text = _text(tensors, "sampling_parameters")
-    sampling = _sampling_of_parameters(parameters) if text is None else _json_object("sampling_parameters", text)
-    response_format = _json_input(tensors, "response_format")
+    text = read_text(tensors, "sampling_parameters")
+    sampling = _sampling_of_parameters(parameters) if text is None else parse_object("sampling_parameters", text)
+    response_format = read_json(tensors, "response_format")
     if response_format is not None:
         if sampling.get("response_format") is not None:
             raise InvalidRequest("response_format", response_format, "only one: sampling_parameters has another")
@@ -190,7 +218,7 @@ def _warn_of_unknown(name: str) -> None:
 
 
 def _check_lora(given: object, facts: ModelFacts) -> None:
-    name = _string(_LORA_NAME, given)
+    name = read_string(_LORA_NAME, given)
     if name is None:
         return
     if facts.lora_names is None:
@@ -208,49 +236,3 @@ def _deadline(timeout_us: int, parameters: Mapping[str, Any]) -> float | None:
         raise InvalidRequest("timeout", timeout_us, f"microseconds from 0 to {_MAX_TIMEOUT_US}")
     # However short, it is a time limit that runs out, not a bad parameter.
     return max(timeout_us / 1e6, _SHORTEST_DEADLINE_S) if timeout_us else None
-
-
-def _element(tensors: Mapping[str, Array], name: str) -> Any:
-    array = tensors.get(name)
-    if array is None:
-        return None
-    if array.size != 1:
-        raise InvalidRequest(name, f"a tensor of {array.size} elements", "exactly one")
-    return array.reshape(-1).tolist()[0]
-
-
-def _text(tensors: Mapping[str, Array], name: str) -> str | None:
-    value = _element(tensors, name)
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, bytes):
-        raise InvalidRequest(name, value, "a string (datatype BYTES)")
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(name, value, f"UTF-8 text (byte {error.start} is not)") from None
-
-
-def _flag(tensors: Mapping[str, Array], name: str) -> bool | None:
-    value = _element(tensors, name)
-    if value is not None and not isinstance(value, bool):
-        raise InvalidRequest(name, value, "true or false (datatype BOOL)")
-    return value
-
-
-def _string(name: str, value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise InvalidRequest(name, value, "a string")
-    return value
-
-
-def _json_input(tensors: Mapping[str, Array], name: str) -> Any:
-    text = _text(tensors, name)
-    return None if text is None else parse_json(name, text)
-
-
-def _json_object(name: str, text: str) -> dict[str, Any]:
-    value = parse_json(name, text)
-    if not isinstance(value, dict):
-        raise InvalidRequest(name, value, "a JSON object")
-    return value

@@ -48,7 +48,7 @@ class ResponseEncoder:
         completions = [by_index.get(i) or CompletionOutput(index=i) for i in range(self._request.params.n)]
         wanted = self._request.outputs
         tensors = {name: write(self, completions) for name, write in _PER_SEQUENCE.items() if name in wanted}
-        return tensors | {name: write(output) for name, write in _PER_REQUEST.items() if name in wanted}
+        return tensors | {name: write(output) for name, write in PER_REQUEST.items() if name in wanted}
 
     def _shows(self, completion: CompletionOutput) -> bool:
         wanted = self._request.outputs
@@ -66,24 +66,24 @@ class ResponseEncoder:
             self._cumulative_logprobs[completion.index] = max(completion.cumulative_logprob, _LOWEST_FLOAT)
 
     def _text_output(self, completions: list[CompletionOutput]) -> Array:
-        return _strings(self._request.echo + completion.text for completion in completions)
+        return as_strings(self._request.echo + completion.text for completion in completions)
 
     def _finish_reason(self, completions: list[CompletionOutput]) -> Array:
-        return _strings(self._finish_reasons)
+        return as_strings(self._finish_reasons)
 
     def _cumulative_logprob(self, completions: list[CompletionOutput]) -> Array:
         return np.array(self._cumulative_logprobs, dtype=np.float32)
 
     def _logprobs(self, completions: list[CompletionOutput]) -> Array:
         if not self._request.logprobs_asked:
-            return _strings("null" for _ in completions)
-        return _strings(json.dumps([_position(p) for p in completion.logprobs or []]) for completion in completions)
+            return as_strings("null" for _ in completions)
+        return as_strings(json.dumps([_position(p) for p in completion.logprobs or []]) for completion in completions)
 
     def _num_output_tokens(self, completions: list[CompletionOutput]) -> Array:
         return np.array([len(completion.token_ids) for completion in completions], dtype=np.uint32)
 
     def _token_ids(self, completions: list[CompletionOutput]) -> Array:
-        return _strings(json.dumps(completion.token_ids) for completion in completions)
+        return as_strings(json.dumps(completion.token_ids) for completion in completions)
 
 
 _PER_SEQUENCE: dict[str, Callable[[ResponseEncoder, list[CompletionOutput]], Array]] = {
@@ -104,10 +104,11 @@ def _timing(output: RequestOutput) -> Array:
     """Seconds by name, to the microsecond; null while not known."""
     seconds = asdict(output.timing or Timing())
     rounded = {name: None if value is None else round(value, 6) for name, value in seconds.items()}
-    return _strings([json.dumps(rounded)])
+    return as_strings([json.dumps(rounded)])
 
 
-_PER_REQUEST: dict[str, Callable[[RequestOutput], Array]] = {"num_input_tokens": _num_input_tokens, "timing": _timing}
+# What speaks of the request as a whole, whatever it brings.
+PER_REQUEST: dict[str, Callable[[RequestOutput], Array]] = {"num_input_tokens": _num_input_tokens, "timing": _timing}
 
 
 def _position(candidates: dict[int, Logprob]) -> dict[int, dict[str, object]]:
@@ -122,5 +123,6 @@ def _position(candidates: dict[int, Logprob]) -> dict[int, dict[str, object]]:
     }
 
 
-def _strings(texts: Iterable[str]) -> Array:
+def as_strings(texts: Iterable[str]) -> Array:
+    """A tensor of texts."""
     return np.array([text.encode("utf-8") for text in texts], dtype=np.object_)

@@ -7,9 +7,10 @@ from dataclasses import replace
 import octavo
 from octavo_kserve.errors import Unprocessable
 from octavo_kserve.openai.fields import Fields
-from octavo_kserve.openai.request import GenerateRequest, MessageSettings, read_call, read_params
+from octavo_kserve.openai.message_request import last_answer, message_request
+from octavo_kserve.openai.request import GenerateRequest, read_call, read_params
 from octavo_kserve.openai.tool_choice import ToolChoice, read_tool_choice
-from octavo_kserve.served_model import Models, ServedModel
+from octavo_kserve.served_model import Models
 
 MOST_TOP_LOGPROBS = 20
 # Variables of well-known templates that a client may set. A template sees others only if the server sets them.
@@ -44,52 +45,13 @@ def read_chat(fields: Fields, models: Models) -> GenerateRequest:
     # The older name counts only without the newer one.
     max_tokens = fields.whole_number("max_completion_tokens", 1, _MAX_INT32) or fields.get("max_tokens")
     params = read_params(fields, {"logprobs": num_top_logprobs, "max_tokens": max_tokens}, max_tokens=None)
-    params = _force(choice, params, call.served)
-    message = _read_message(fields, choice, params, call.served)
-    request = GenerateRequest(
-        call=call,
-        prompts=(_for_message(prompt, message, call.served),),
-        echoes=(_last_answer(prompt) if fields.flag("echo") else "",),
-        params=params,
+    request = replace(
+        message_request(call, prompt, choice, params, fields.flag("include_reasoning", True)),
+        echoes=(last_answer(prompt) if fields.flag("echo") else "",),
         num_top_logprobs=num_top_logprobs,
-        message=message,
     )
     fields.log_unknown()
     return request
-
-
-def _force(choice: ToolChoice, params: octavo.SamplingParams, served: ServedModel) -> octavo.SamplingParams:
-    """The parameters that make the answer a call, if it must be one."""
-    if not choice.forced:
-        return params
-    if params.structured_outputs is not None:
-        asked = params.structured_outputs.parameter
-        raise octavo.InvalidRequest(
-            "tool_choice", choice.name or "required", f'"none" or "auto", since {asked} is given'
-        )
-    engine = served.engine
-    calls = engine.chat_format.forced_calls(choice.tools, engine.tokenizer, name=choice.name, parallel=choice.parallel)
-    return replace(params, structured_outputs=calls)
-
-
-def _read_message(
-    fields: Fields, choice: ToolChoice, params: octavo.SamplingParams, served: ServedModel
-) -> MessageSettings:
-    # A grammar holds from the first token on and leaves no room for reasoning.
-    reasons = params.structured_outputs is None
-    return MessageSettings(
-        format=served.engine.chat_format.narrowed(tools=bool(choice.tools), reasoning=reasons),
-        shows_reasoning=fields.flag("include_reasoning", True),
-        parallel_tool_calls=choice.parallel,
-    )
-
-
-def _for_message(prompt: octavo.ChatPrompt, message: MessageSettings, served: ServedModel) -> octavo.ChatPrompt:
-    """The prompt of an answer that is read so: a model that could reason is told not to where it cannot be."""
-    kwargs = prompt.template_kwargs
-    if message.format.reasoning is None and served.engine.chat_format.reasoning is not None:
-        kwargs = {"enable_thinking": False, **kwargs}
-    return replace(prompt, marks=message.format.marks, template_kwargs=kwargs)
 
 
 def read_chat_prompt(fields: Fields, choice: ToolChoice) -> octavo.ChatPrompt:
@@ -115,11 +77,3 @@ def _read_num_top_logprobs(fields: Fields) -> int | None:
     if number and not asked:
         raise Unprocessable("top_logprobs", number, "nothing here unless `logprobs` is true")
     return (number or 0) if asked else None
-
-
-def _last_answer(prompt: octavo.ChatPrompt) -> str:
-    """The text of the last message if the model wrote it: what an answer that continues it begins with."""
-    last = prompt.messages[-1] if isinstance(prompt.messages, list) and prompt.messages else None
-    if isinstance(last, dict) and last.get("role") == "assistant" and isinstance(last.get("content"), str):
-        return str(last["content"])
-    return ""

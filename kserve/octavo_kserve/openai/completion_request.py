@@ -19,7 +19,7 @@ def read_completion(fields: Fields, models: Models) -> GenerateRequest:
     call = read_call(fields, models, "cmpl-")
     fields.refuse("suffix", "this model only writes on from a prompt")
     fields.refuse("prompt_embeds", "prompts are text or token ids")
-    prompts = read_prompts(fields.get("prompt"))
+    prompts = read_prompts("prompt", fields.get("prompt"))
     params = read_params(fields, {})
     num_top_logprobs = params.logprobs
     echoes: list[str | None] = [""] * len(prompts)
@@ -33,19 +33,19 @@ def read_completion(fields: Fields, models: Models) -> GenerateRequest:
     )
 
 
-def read_prompts(value: Any) -> list[str | list[int]]:
+def read_prompts(name: str, value: Any) -> list[str | list[int]]:
     """The prompts. Which token ids there are is checked where the model is known."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
-        raise octavo.InvalidRequest("prompt", value, _KINDS)
+        raise octavo.InvalidRequest(name, value, _KINDS)
     if all(type(item) is int for item in value):
         return [value]
     if len(value) > MOST_PROMPTS:
-        raise octavo.InvalidRequest("prompt", f"{len(value)} prompts", f"at most {MOST_PROMPTS}")
+        raise octavo.InvalidRequest(name, f"{len(value)} prompts", f"at most {MOST_PROMPTS}")
     if all(isinstance(item, str) for item in value):
         return value
     for i, item in enumerate(value):
         if not isinstance(item, list) or not all(type(token_id) is int for token_id in item):
-            raise octavo.InvalidRequest(f"prompt[{i}]", item, _KINDS)
+            raise octavo.InvalidRequest(f"{name}[{i}]", item, _KINDS)
     return value

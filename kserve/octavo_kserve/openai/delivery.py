@@ -5,45 +5,27 @@ Whoever cancels it, because the client has left, ends the request. Knows no fiel
 
 from __future__ import annotations
 
-import json
-import logging
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 import octavo
-from octavo_kserve.errors import error_reply
-from octavo_kserve.openai.encoder import Encoder
-from octavo_kserve.openai.generation import generate
+from octavo_kserve.openai.generation import Outputs, generate
 from octavo_kserve.openai.request import GenerateRequest
-
-logger = logging.getLogger(__name__)
+from octavo_kserve.openai.route import log_bug
+from octavo_kserve.openai.spelling import spelled
+from octavo_kserve.openai.writer import Writer
+from octavo_kserve.replies import JSONReply, error_response, json_bytes
 
 _DONE = b"data: [DONE]\n\n"
-
-
-def json_bytes(value: object) -> bytes:
-    """JSON as short as it gets. Half a surrogate pair, which UTF-8 cannot hold, becomes the escape that JSON has."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
-
-
-class JSONReply(Response):
-    """A JSON body with a status."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """The body."""
-        return json_bytes(content)
-
-
-def error_response(error: BaseException) -> JSONReply:
-    """The answer to a request that failed. Of a bug, the log has the stack."""
-    if not isinstance(error, octavo.OctavoError):
-        logger.error("a request failed inside the server", exc_info=error)
-    reply = error_reply(error)
-    return JSONReply(reply.body, reply.status, reply.headers)
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # Proxies that gather a response before they pass it on let such a one through.
+    (b"x-accel-buffering", b"no"),
+]
 
 
 class Delivery(Response):
@@ -53,64 +35,66 @@ class Delivery(Response):
     fails later is told by an event.
     """
 
-    def __init__(self, request: GenerateRequest, encoder: Encoder) -> None:
+    def __init__(self, request: GenerateRequest, writer: Writer) -> None:
         super().__init__()
         self._request = request
-        self._encoder = encoder
+        self._writer = writer
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the whole response."""
         try:
-            await self._run(scope, receive, send)
+            with spelled(self._writer.names):
+                await self._run(scope, receive, send)
         except Exception as error:
-            response = error_response(error)
+            log_bug(error)
             if not self._begun:
-                await response(scope, receive, send)
+                await error_response(scope["path"], error)(scope, receive, send)
             else:
-                await send(_body(b"data: " + bytes(response.body) + b"\n\n" + _DONE, more=False))
+                await self._end(send, self._writer.failure(error))
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._request.call.streaming is not None:
-            await self._stream(send, self._request.call.streaming.usage_at_end)
+            await self._stream(send)
         else:
             response = JSONReply(await self._whole())
             self._begun = True
             await response(scope, receive, send)
 
+    def _generate(self) -> AbstractAsyncContextManager[Outputs]:
+        return generate(self._request.call, self._request.prompts, self._request.params)
+
     async def _whole(self) -> dict[str, Any]:
         found: dict[int, octavo.RequestOutput] = {}
-        async with generate(self._request) as outputs:
+        async with self._generate() as outputs:
             async for i, output in outputs:
                 if i in found:
                     found[i].extend(output)
                 else:
                     found[i] = output
-        return self._encoder.whole([found[i] for i in range(len(self._request.prompts))])
+        return self._writer.whole([found[i] for i in range(len(self._request.prompts))])
 
-    async def _stream(self, send: Send, usage_at_end: bool) -> None:
-        async with generate(self._request) as outputs:
+    async def _stream(self, send: Send) -> None:
+        async with self._generate() as outputs:
             async for i, output in outputs:
-                chunks = self._encoder.chunks(i, output)
+                chunks = self._writer.chunks(i, output)
                 if not self._begun:
                     self._begun = True
                     await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
                 if chunks:
-                    await send(_body(b"".join(map(_event, chunks)), more=True))
-        last = _event(self._encoder.last_chunk()) if usage_at_end else b""
-        await send(_body(last + _DONE, more=False))
+                    await send(_body(self._events(chunks), more=True))
+        await self._end(send, self._writer.last_chunks())
 
+    async def _end(self, send: Send, chunks: list[dict[str, Any]]) -> None:
+        done = b"" if self._writer.names_events else _DONE
+        await send(_body(self._events(chunks) + done, more=False))
 
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    # Proxies that gather a response before they pass it on let such a one through.
-    (b"x-accel-buffering", b"no"),
-]
+    def _events(self, chunks: list[dict[str, Any]]) -> bytes:
+        return b"".join(map(self._event, chunks))
 
-
-def _event(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + json_bytes(chunk) + b"\n\n"
+    def _event(self, chunk: dict[str, Any]) -> bytes:
+        name = b"event: %s\n" % chunk["type"].encode() if self._writer.names_events else b""
+        return name + b"data: " + json_bytes(chunk) + b"\n\n"
 
 
 def _body(data: bytes, more: bool) -> dict[str, Any]:

@@ -6,16 +6,18 @@ Here is what both kinds of requests have in common. Knows no JSON text, no strea
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import octavo
+from octavo_kserve.errors import error_reply
 from octavo_kserve.openai.logprobs import Position, prompt_logprobs
 from octavo_kserve.openai.request import GenerateRequest
+from octavo_kserve.openai.writer import Writer
 
 
-class Encoder(ABC):
-    """Writes the response to one request.
+class Encoder(Writer):
+    """Writes the response to one request that completes or chats.
 
     Owns what later chunks depend on: the token counts so far, and which choices have begun.
     """
@@ -53,6 +55,15 @@ class Encoder(ABC):
     def last_chunk(self) -> dict[str, Any]:
         """The chunk without choices that has the token counts."""
         return self._envelope(self.chunk_kind, []) | {"usage": self._usage()}
+
+    def last_chunks(self) -> list[dict[str, Any]]:
+        """That one where it is asked for."""
+        streaming = self._request.call.streaming
+        return [self.last_chunk()] if streaming is not None and streaming.usage_at_end else []
+
+    def failure(self, error: BaseException) -> list[dict[str, Any]]:
+        """An event that is the error's body."""
+        return [error_reply(error).body]
 
     @abstractmethod
     def _choice(self, i: int, output: octavo.RequestOutput, completion: octavo.CompletionOutput) -> dict[str, Any]:

@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
 import octavo
-from octavo_kserve.openai.request import GenerateRequest
+from octavo_kserve.openai.request import Call
 from octavo_kserve.submission import submit_in_thread
 
 Outputs = AsyncIterator[tuple[int, octavo.RequestOutput]]
+Prompts = Sequence[str | list[int] | octavo.ChatPrompt]
+Params = octavo.SamplingParams | octavo.PoolingParams
 
 # Clients may reuse an id, the engine wants each once.
 _numbers = itertools.count()
 
 
 @asynccontextmanager
-async def generate(request: GenerateRequest) -> AsyncIterator[Outputs]:
+async def generate(call: Call, prompts: Prompts, params: Params) -> AsyncIterator[Outputs]:
     """What is new, as (number of the prompt, output) in the order in which it comes, until all have ended.
 
     Leaving the context, for whatever reason, cancels what has not ended. Raises what refuses a prompt, or what ended
     one, after what came before. What a slow reader has not taken yet is merged, prompt by prompt.
     """
-    streams = await submit_in_thread(partial(_submit, request), _cancel)
+    streams = await submit_in_thread(partial(_submit, call, prompts, params), _cancel)
     try:
         yield _merge(streams)
     finally:
@@ -37,14 +39,15 @@ async def generate(request: GenerateRequest) -> AsyncIterator[Outputs]:
             stream.cancel()
 
 
-def _submit(request: GenerateRequest) -> list[octavo.RequestStream]:
+def _submit(call: Call, prompts: Prompts, params: Params) -> list[octavo.RequestStream]:
     """All prompts or none."""
-    call, streams = request.call, list[octavo.RequestStream]()
+    _check_task(call, params)
+    streams = list[octavo.RequestStream]()
     try:
-        for prompt in request.prompts:
+        for prompt in prompts:
             stream = call.served.engine.submit(
                 prompt,
-                request.params,
+                params,
                 request_id=f"{call.response_id}-{next(_numbers)}",
                 priority=call.priority,
                 deadline_s=call.deadline_s,
@@ -55,6 +58,15 @@ def _submit(request: GenerateRequest) -> list[octavo.RequestStream]:
         _cancel(streams)
         raise
     return streams
+
+
+def _check_task(call: Call, params: Params) -> None:
+    """Raises InvalidRequest that names the model as the client does, which the engine cannot."""
+    embeds = call.served.engine.config.runner == "pooling"
+    if embeds and isinstance(params, octavo.SamplingParams):
+        raise octavo.InvalidRequest("model", call.model, "one that generates text: this one makes embeddings")
+    if not embeds and isinstance(params, octavo.PoolingParams):
+        raise octavo.InvalidRequest("model", call.model, "one that makes embeddings: this one generates text")
 
 
 def _cancel(streams: list[octavo.RequestStream]) -> None:

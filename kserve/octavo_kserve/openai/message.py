@@ -5,25 +5,28 @@ Knows no response around the message, and no format of a model.
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 import octavo
 from octavo_kserve.openai.request import MessageSettings
+from octavo_kserve.openai.shown_parts import ShownParts
 
 
 class MessageWriter:
-    """One choice's message. Owns the reader of its text; `has_called` tells whether it calls a tool so far."""
+    """One choice's message. Owns its parts."""
 
     def __init__(self, settings: MessageSettings, prompt: str) -> None:
         """`prompt` is the text before the message."""
-        self._settings = settings
-        self._reader = settings.format.reader(prompt)
-        self.has_called = False
+        self._parts = ShownParts(settings, prompt)
+
+    @property
+    def has_called(self) -> bool:
+        """Whether it calls a tool so far."""
+        return self._parts.has_called
 
     def deltas(self, text: str, finished: bool) -> list[dict[str, Any]]:
         """What is new, in the order in which it was written."""
-        return [delta for part in self._reader.push(text, finished) for delta in self._write(part)]
+        return [delta for part in self._parts.push(text, finished) for delta in self._write(part)]
 
     def whole(self, text: str, echo: str) -> dict[str, Any]:
         """The message of the whole text: what all its deltas are together, behind `echo`."""
@@ -48,20 +51,13 @@ class MessageWriter:
         if part.kind is octavo.PartKind.CONTENT:
             return [{"content": part.text}]
         if part.kind is octavo.PartKind.REASONING:
-            return [{"reasoning_content": part.text}] if self._settings.shows_reasoning else []
-        if part.call and not self._settings.parallel_tool_calls:
-            return []
-        self.has_called = True
+            return [{"reasoning_content": part.text}]
         written: list[dict[str, Any]] = []
         if part.name is not None:
             function = {"name": part.name, "arguments": ""}
-            written.append({"index": part.call, "id": self._new_id(), "type": "function", "function": function})
+            written.append(
+                {"index": part.call, "id": self._parts.new_call_id(), "type": "function", "function": function}
+            )
         if part.text:
             written.append({"index": part.call, "function": {"arguments": part.text}})
         return [{"tool_calls": [call]} for call in written]
-
-    def _new_id(self) -> str:
-        tools = self._settings.format.tools
-        assert tools is not None
-        number = uuid.uuid4().hex
-        return f"call_{number[:24]}" if tools.id_length is None else number[: tools.id_length]

@@ -48,11 +48,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageSettings:
-    """How the text of an answer becomes a message: what is looked for in it, and what is shown of that."""
+    """How the text of an answer becomes a message: what is looked for in it, and what is shown of that.
+
+    `begun` is what the prompt ends with of a message that is continued.
+    """
 
     format: octavo.ChatFormat
     shows_reasoning: bool
     parallel_tool_calls: bool
+    begun: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

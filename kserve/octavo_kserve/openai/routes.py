@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
 
 import octavo
 from octavo_kserve.described import answers, described
@@ -15,10 +13,11 @@ from octavo_kserve.openai.chat_request import read_chat
 from octavo_kserve.openai.chat_response import ChatEncoder
 from octavo_kserve.openai.completion_request import read_completion
 from octavo_kserve.openai.completion_response import CompletionEncoder
-from octavo_kserve.openai.delivery import Delivery, JSONReply, error_response
-from octavo_kserve.openai.fields import Fields
+from octavo_kserve.openai.delivery import Delivery
 from octavo_kserve.openai.model_cards import list_models, model_card
+from octavo_kserve.openai.route import Route, read_fields
 from octavo_kserve.openai.tokens import detokenize, tokenize
+from octavo_kserve.replies import JSONReply
 from octavo_kserve.served_model import Models
 
 _GENERATES = (400, 404, 408, 413, 422, 429, 500, 503)
@@ -35,22 +34,6 @@ _MODELS = described("List the models", answers("ModelList"))
 _MODEL = described("Describe a model", answers("Model"), errors=(404, 503), **_OPENAI)
 _TOKENIZE = described("Text to tokens", answers("Tokens"), "TokenizeRequest", (400, 404, 413, 422, 500, 503), **_OPENAI)
 _DETOKENIZE = described("Tokens to text", answers("Text"), "DetokenizeRequest", (400, 404, 413, 500, 503), **_OPENAI)
-
-
-class Route(APIRoute):
-    """A route that answers its own errors, so that the application needs no handlers for them."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, made safe."""
-        handle = super().get_route_handler()
-
-        async def answer(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except Exception as error:
-                return error_response(error)
-
-        return answer
 
 
 def create_router(models: Models) -> APIRouter:
@@ -103,8 +86,3 @@ def create_tokenize_router(models: Models) -> APIRouter:
         return JSONReply(await detokenize(await read_fields(request), models))
 
     return router
-
-
-async def read_fields(request: Request) -> Fields:
-    """The body's fields, whatever content type the client has named."""
-    return Fields.of_body(await request.body())

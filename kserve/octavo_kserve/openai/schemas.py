@@ -17,18 +17,22 @@ _FLAG = nullable(type="boolean")
 _TEXT = nullable(type="string")
 _TOKENS: Schema = {"type": "array", "items": TOKEN_ID, "minItems": 1}
 
-_CALL: dict[str, Schema] = {
+# What every route that generates reads.
+CALL: dict[str, Schema] = {
     "model": {"anyOf": [ref("ModelName"), {"type": "null"}]},
     "stream": _FLAG,
-    "stream_options": nullable(
-        type="object", properties={"include_usage": _FLAG, "continuous_usage_stats": _FLAG}
-    ),
-    "echo": _FLAG,
     "user": {},
     "request_id": nullable(type="string", maxLength=MOST_ID_CHARACTERS),
     "priority": integer(INT64_MIN, INT64_MAX),
     "cache_salt": _TEXT,
     "deadline_s": nullable(type="number", minimum=0.001),
+}
+_CALL: dict[str, Schema] = {
+    **CALL,
+    "stream_options": nullable(
+        type="object", properties={"include_usage": _FLAG, "continuous_usage_stats": _FLAG}
+    ),
+    "echo": _FLAG,
     "return_token_ids": _FLAG,
     "response_format": nullable(
         type="object",
@@ -89,7 +93,7 @@ _CHAT: dict[str, Schema] = {
     "include_reasoning": _FLAG,
     "top_logprobs": integer(0, MOST_TOP_LOGPROBS),
 }
-_PROMPT: Schema = {
+PROMPT: Schema = {
     "anyOf": [
         TEXT,
         {"type": "array", "items": TEXT, "minItems": 1, "maxItems": MOST_PROMPTS},
@@ -98,7 +102,7 @@ _PROMPT: Schema = {
     ]
 }
 _COMPLETION: dict[str, Schema] = {
-    "prompt": _PROMPT,
+    "prompt": PROMPT,
     **_CALL,
     **sampling_schemas(),
     "best_of": integer(1),
@@ -115,8 +119,8 @@ _DETOKENIZE: dict[str, Schema] = {"model": _CALL["model"], "tokens": _TOKENS}
 
 _SAMPLED: dict[str, Any] = {"max_tokens": 16, "temperature": 0.7, "seed": 1}
 _HELLO = {"role": "user", "content": "Hello"}
-_LOOK_UP = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
-_TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": _LOOK_UP}}]
+LOOK_UP = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
+_TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": LOOK_UP}}]
 
 
 def _body(properties: dict[str, Schema], required: list[str], *examples: dict[str, Any]) -> Schema:
