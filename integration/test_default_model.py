@@ -1,16 +1,17 @@
-"""The embedded SmolLM2 itself: transformers' tokens in fp32, and streams that survive the death of the engine."""
+"""The embedded SmolLM2 itself: transformers' tokens and vectors in fp32, streams that survive the engine's death."""
 
 from __future__ import annotations
 
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from bench.peer import load_llama
 from transformers import LlamaForCausalLM
 
-from octavo import LLM, AsyncEngine, EngineConfig, SamplingParams
+from octavo import LLM, AsyncEngine, EngineConfig, PoolingParams, SamplingParams
 
 PROMPTS = [
     "The capital of France is",
@@ -44,6 +45,25 @@ def test_greedy_text_equals_transformers_token_for_token(reference):
                 pad_token_id=2,
             )
         assert result.outputs[0].token_ids == whole[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.slow
+def test_vectors_equal_the_last_state_of_transformers_however_a_prompt_is_cut(reference):
+    # Chunks of 32 tokens over blocks of 16.
+    llm = LLM(
+        runner="pooling", dtype="float32", max_model_len=256, max_num_batched_tokens=32, kv_cache_memory_bytes=1 << 29
+    )
+    words = np.random.default_rng(2).integers(100, 40000, 200).tolist()
+    prompts = [words[:1], words[:31], words[:32], words[:33], words]
+    params = PoolingParams(normalize=False)
+    for prompt, vector in zip(prompts, llm.embed(prompts, params), strict=True):
+        with torch.inference_mode():
+            expected = reference.model(torch.tensor([prompt])).last_hidden_state[0, -1].numpy()
+        np.testing.assert_allclose(vector, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+        # Alone, and with all but its last block out of the cache.
+        assert llm.embed([prompt], params)[0].tobytes() == vector.tobytes()
+    assert llm.stats().prefix_cache_hits_total > 0
+    assert np.linalg.norm(llm.embed([words])[0]) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.slow

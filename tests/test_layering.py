@@ -20,7 +20,8 @@ KSERVE_HOST = REPOSITORY / "kserve/octavo_kserve"
 
 BASE = {
     "errors", "parsing", "prompt", "sampling_params", "request", "outputs", "stats", "metrics", "hub_cache",
-    "checkpoint", "vllm_arguments", "devices", "config", "structured_outputs", "vocabulary",
+    "checkpoint", "vllm_arguments", "devices", "config", "structured_outputs", "vocabulary", "pooling",
+    "pooling_params",
 }  # fmt: skip
 
 # Module or package of octavo -> what of octavo it may import. A package's name stands for all of its modules.

@@ -14,8 +14,8 @@ from octavo import errors
 PUBLIC_NAMES = """
 AsyncEngine ChatFormat ChatPrompt CompletionOutput DeadlineExceeded EngineConfig EngineDead EngineError EngineStats
 FinishReason Histogram HistogramMetric InvalidRequest LLM Logprob METRICS MessagePart MessageReader Metric MetricKind
-ModelLoadError OctavoError Overloaded PartKind PromptTooLong RequestCancelled RequestError RequestFailed RequestOutput
-RequestStream SamplingParams Timing Usage default_model parse_bool parse_int parse_json
+ModelLoadError OctavoError Overloaded PartKind PoolingParams PromptTooLong RequestCancelled RequestError RequestFailed
+RequestOutput RequestStream SamplingParams Timing Usage cosine_similarity default_model parse_bool parse_int parse_json
 """
 
 FIELDS = {
@@ -24,8 +24,9 @@ FIELDS = {
         stop stop_token_ids include_stop_str_in_output ignore_eos logprobs prompt_logprobs logit_bias allowed_token_ids
         bad_words skip_special_tokens truncate_prompt_tokens structured_outputs
     """,
+    octavo.PoolingParams: "dimensions normalize truncate_prompt_tokens",
     octavo.EngineConfig: """
-        model tokenizer dtype quantization kv_cache_dtype device seed max_model_len block_size max_num_seqs
+        model runner tokenizer dtype quantization kv_cache_dtype device seed max_model_len block_size max_num_seqs
         max_num_batched_tokens long_prefill_token_threshold itl_budget_s async_scheduling
         enable_prefix_caching kv_cache_memory_bytes num_gpu_blocks_override
         gpu_memory_utilization num_threads served_model_name disable_log_stats tool_call_parser reasoning_parser
@@ -47,6 +48,9 @@ SIGNATURES = {
     octavo.LLM: "(model=None, **engine_args)",
     octavo.LLM.generate: "(self, prompts, sampling_params=None, *, use_tqdm=True)",
     octavo.LLM.chat: "(self, messages, sampling_params=None, *, use_tqdm=True)",
+    octavo.LLM.embed: "(self, prompts, pooling_params=None, *, use_tqdm=True)",
+    octavo.LLM.score: "(self, queries, documents, *, use_tqdm=True)",
+    octavo.cosine_similarity: "(a, b)",
 }
 
 

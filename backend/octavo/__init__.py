@@ -23,6 +23,7 @@ from octavo.llm import LLM
 from octavo.metrics import METRICS, HistogramMetric, Metric, MetricKind
 from octavo.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput, Timing, Usage
 from octavo.parsing import parse_bool, parse_int, parse_json
+from octavo.pooling_params import PoolingParams, cosine_similarity
 from octavo.prompt import ChatPrompt
 from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
@@ -58,6 +59,7 @@ __all__ = [
     "OctavoError",
     "Overloaded",
     "PartKind",
+    "PoolingParams",
     "PromptTooLong",
     "RequestCancelled",
     "RequestError",
@@ -67,6 +69,7 @@ __all__ = [
     "SamplingParams",
     "Timing",
     "Usage",
+    "cosine_similarity",
     "default_model",
     "parse_bool",
     "parse_int",

@@ -1,4 +1,4 @@
-"""Admission: from a prompt and SamplingParams to an EngineRequest, or a refusal that names the parameter.
+"""Admission: from a prompt and its parameters to an EngineRequest, or a refusal that names the parameter.
 
 Everything text-like is resolved here: chat template, tokens, EOS, bad words, seed. Knows no process and no queue.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
 from octavo.errors import InvalidRequest, PromptTooLong
 from octavo.parsing import parse_int, parse_text
+from octavo.pooling import Pooling, check_dimensions, read_pooling
+from octavo.pooling_params import PoolingParams
 from octavo.prompt import ChatPrompt, Prompt
 from octavo.request import EngineRequest
 from octavo.sampling_params import SamplingParams
@@ -25,6 +28,8 @@ _SEED_BITS = 63
 _MAX_CANDIDATES = 1 << 22
 # Hardly any text has more characters a token.
 _MANY_CHARACTERS = 16
+# Of a request that brings a vector: it ends where its first token would be sampled.
+_NO_TOKENS = SamplingParams(temperature=0, max_tokens=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +56,32 @@ class Admission:
     def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, config: EngineConfig) -> None:
         """`config` has been resolved."""
         assert config.max_model_len is not None
+        self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._vocab_size = checkpoint.vocab_size
         self._eos_token_ids = checkpoint.eos_token_ids
         self.max_model_len = config.max_model_len
         self._seeds = random.Random(config.seed)
+        self._model_name = config.served_model_name or Path(config.model or "").name.removesuffix(".gguf")
+        # None: the model generates.
+        self._pooling = read_pooling(checkpoint) if config.runner == "pooling" else None
 
-    def prepare(self, ticket: Ticket, prompt: Prompt, params: SamplingParams) -> tuple[EngineRequest, str | None]:
+    def prepare(
+        self, ticket: Ticket, prompt: Prompt, params: SamplingParams | PoolingParams
+    ) -> tuple[EngineRequest, str | None]:
         """The request for the engine, and the prompt's text where it was not given as token ids.
 
         Raises InvalidRequest or PromptTooLong.
         """
+        if isinstance(params, PoolingParams):
+            return self._prepare_pooling(ticket, prompt, params)
+        if self._pooling is not None:
+            raise InvalidRequest.worded(
+                "model",
+                f"model {self._model_name!r} makes embeddings (runner 'pooling'): it does not generate text",
+            )
         self._check_vocabulary(params)
-        text, token_ids = self._read_prompt(prompt, params)
+        text, token_ids = self._read_prompt(prompt, params.truncate_prompt_tokens is not None)
         token_ids = self._truncate(token_ids, params)
         params = self._limit(token_ids, params)
         self._check_num_candidates(len(token_ids), params)
@@ -78,6 +96,33 @@ class Admission:
             bad_words_token_ids=bad_words_token_ids(self._tokenizer, params.bad_words) if params.bad_words else [],
             priority=parse_int("priority", ticket.priority),
             cache_salt=parse_text("cache_salt", ticket.cache_salt, allow_empty=True),
+        )
+        return request, text
+
+    def _prepare_pooling(
+        self, ticket: Ticket, prompt: Prompt, params: PoolingParams
+    ) -> tuple[EngineRequest, str | None]:
+        pooling = self._pooling_of(params)
+        limit = params.truncate_prompt_tokens
+        text, token_ids = self._read_prompt(prompt, limit is not None)
+        if limit is not None:
+            limit = self.max_model_len if limit < 0 else limit
+            if isinstance(prompt, str) and len(token_ids) > limit:
+                # What the model expects around a text stays there.
+                token_ids = self._tokenizer.encode_beginning(prompt, limit)
+            token_ids = token_ids[:limit]
+        if len(token_ids) > self.max_model_len:
+            raise PromptTooLong(
+                f"prompt: {len(token_ids)} tokens are over the context of {self.max_model_len} tokens (max_model_len)"
+            )
+        request = EngineRequest(
+            request_id=ticket.wire_id,
+            prompt_token_ids=token_ids,
+            params=_NO_TOKENS,
+            seed=0,
+            priority=parse_int("priority", ticket.priority),
+            cache_salt=parse_text("cache_salt", ticket.cache_salt, allow_empty=True),
+            pooling=pooling,
         )
         return request, text
 
@@ -96,18 +141,18 @@ class Admission:
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, as `prepare` makes them before it truncates. Raises what that raises."""
-        return self._read_prompt(prompt, SamplingParams())[1]
+        return self._read_prompt(prompt, may_be_cut=False)[1]
 
-    def _read_prompt(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int]]:
+    def _read_prompt(self, prompt: Prompt, may_be_cut: bool) -> tuple[str | None, list[int]]:
         if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
             prompt = ChatPrompt(prompt)  # type: ignore[arg-type]  # told apart by what it holds
         if isinstance(prompt, str):
             text = parse_text("prompt", prompt)
-            self._check_length(text, params)
+            self._check_length(text, may_be_cut)
             token_ids = self._tokenizer.encode(text)
         elif isinstance(prompt, ChatPrompt):
             text = parse_text("messages", self._render(prompt))
-            self._check_length(text, params)
+            self._check_length(text, may_be_cut)
             token_ids = self._tokenizer.encode(text, add_special_tokens=False)
         elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
             return None, self._check_token_ids(list(prompt))
@@ -140,10 +185,10 @@ class Admission:
             template_kwargs=prompt.template_kwargs,
         )
 
-    def _check_length(self, text: str, params: SamplingParams) -> None:
+    def _check_length(self, text: str, may_be_cut: bool) -> None:
         """Refuses a text that is far too long by its beginning: tokenising megabytes would make everybody wait."""
         num_characters = _MANY_CHARACTERS * self.max_model_len
-        while len(text) > num_characters and params.truncate_prompt_tokens is None:
+        while len(text) > num_characters and not may_be_cut:
             num_tokens = len(self._tokenizer.encode(text[:num_characters], add_special_tokens=False))
             # Twice as many, since where the text is cut its tokens are others than in the whole.
             if num_tokens > 2 * self.max_model_len:
@@ -170,6 +215,19 @@ class Admission:
         if limit < 0:
             limit = max(self.max_model_len - (params.max_tokens or 1), 1)
         return token_ids[-limit:]
+
+    def _pooling_of(self, params: PoolingParams) -> Pooling:
+        """What the request asks for, and the model's own for the rest."""
+        if self._pooling is None:
+            raise InvalidRequest.worded(
+                "model",
+                f"model {self._model_name!r} generates text (runner 'generate'): it makes no embeddings; serve it with "
+                "runner 'pooling' for that",
+            )
+        normalize = self._pooling.normalize if params.normalize is None else params.normalize
+        if params.dimensions is not None:
+            check_dimensions(self._checkpoint, params.dimensions)
+        return replace(self._pooling, normalize=normalize, dimensions=params.dimensions)
 
     def _limit(self, token_ids: list[int], params: SamplingParams) -> SamplingParams:
         """The parameters with a number of output tokens that the rest of the context can hold."""

@@ -21,6 +21,7 @@ from octavo.front_loop import FrontLoop
 from octavo.live_request import LiveRequest
 from octavo.live_table import LiveTable, State
 from octavo.parsing import parse_float, parse_text
+from octavo.pooling_params import PoolingParams
 from octavo.prompt import Prompt
 from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
@@ -79,7 +80,7 @@ class AsyncEngine:
     def submit(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: SamplingParams | PoolingParams | None = None,
         *,
         request_id: str | None = None,
         priority: int = 0,
@@ -88,14 +89,17 @@ class AsyncEngine:
     ) -> RequestStream:
         """Takes a request: a text, token ids, or chat messages for the model's template.
 
-        A lower `priority` runs first. After `deadline_s` seconds from now the request ends with DeadlineExceeded. Only
-        requests of equal `cache_salt` share cached prefixes. A reader that leaves early calls `cancel` on the stream,
-        or the request runs to its end. Raises InvalidRequest, PromptTooLong, Overloaded, EngineDead.
+        With SamplingParams it is completed; with PoolingParams its vector comes, in one output. A model serves one of
+        the two, see `config.runner`. A lower `priority` runs first. After `deadline_s` seconds from now the request
+        ends with DeadlineExceeded. Only requests of equal `cache_salt` share cached prefixes. A reader that leaves
+        early calls `cancel` on the stream, or the request runs to its end. Raises InvalidRequest, PromptTooLong,
+        Overloaded, EngineDead.
         """
         params = params or SamplingParams()
+        num_sequences = params.n if isinstance(params, SamplingParams) else 1
         request_id = uuid.uuid4().hex if request_id is None else parse_text("request_id", request_id)
         now = time.monotonic()
-        self._table.check_room(request_id, params.n)
+        self._table.check_room(request_id, num_sequences)
         ticket = Ticket(request_id, next(self._numbers), priority, cache_salt)
         # The engine may have cut the context to what its KV cache can hold.
         self._admission.max_model_len = self.config.max_model_len or self._admission.max_model_len

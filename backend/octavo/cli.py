@@ -17,7 +17,7 @@ from rich.console import Console
 from octavo import bench as benchmark
 from octavo import workloads
 from octavo.checkpoint import Checkpoint, open_checkpoint, read_json
-from octavo.config import EngineConfig
+from octavo.config import NOBODY_WAITS_S, EngineConfig
 from octavo.errors import InvalidRequest, OctavoError
 from octavo.llm import LLM
 from octavo.parsing import parse_json, parse_mapping
@@ -77,7 +77,8 @@ def bench(
     """Measure the engine on the standard workloads, and print a table."""
     with _one_clear_line():
         names = workload or workloads.NAMES
-        config = EngineConfig.from_mapping({"model": model, "dtype": dtype, "num_threads": threads})
+        settings = {"model": model, "dtype": dtype, "num_threads": threads, "itl_budget_s": NOBODY_WAITS_S}
+        config = EngineConfig.from_mapping(settings)
         with load_bar() as show:
             results = benchmark.run(config, names, repeat, lambda stage, done, total: show(stage, done / total))
         console = Console()

@@ -16,6 +16,7 @@ from octavo.devices import chosen_device
 from octavo.errors import InvalidRequest, ModelLoadError, shorten
 from octavo.hub_cache import Origin, locate
 from octavo.parsing import parse_bool, parse_float, parse_int, parse_mapping, parse_text
+from octavo.pooling import is_made_for_vectors, read_max_seq_length
 from octavo.vllm_arguments import NOT_YET, WITHOUT_MEANING, asks_for_nothing
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,9 @@ DEVICES = ("auto", "cpu", "cuda")
 QUANTIZATIONS = ("fp8", "int8", "int4", "gguf")
 KV_CACHE_DTYPES = ("auto", "fp8")
 TOOL_CALL_PARSERS = ("auto", "none", "hermes", "llama3_json", "mistral")
+RUNNERS = ("auto", "generate", "pooling")
+# `itl_budget_s` of a batch, which is done when its last token is: no prompt is held back for the sake of a stream.
+NOBODY_WAITS_S = 3600.0
 REASONING_PARSERS = ("auto", "none", "deepseek_r1", "mistral", "qwen3")
 
 
@@ -33,17 +37,19 @@ class EngineConfig:
     """All settings of one engine. None means "choose for me": `resolve` does.
 
     Sizes are in tokens (`max_...tokens`, `max_model_len`, `block_size`), bytes (`..._bytes`) or seconds (`..._s`). A
-    step that has running streams in it takes no more prompt tokens than let it end within `itl_budget_s` (None: on a
-    GPU twice what it takes without prompts, on a CPU no limit). With `async_scheduling` a step is scheduled while the
+    step that has running streams in it takes no more prompt tokens than let it end within `itl_budget_s` (None: twice
+    what it takes without prompts on a GPU, 6.5 times on a CPU). With `async_scheduling` a step is scheduled while the
     one before it is computed (None: on a GPU). `max_waiting` bounds the queue: one more request is refused as
     Overloaded. Calls of tools and reasoning are told from the rest of a message as the model's chat template writes
     them ("auto"), as a parser of vLLM's name does, or not at all ("none"). `executor` names the factory,
     "module:function", of what runs the steps. `engine_python` is the interpreter that runs the engine process (default:
     OCTAVO_ENGINE_PYTHON, then this one). A step that takes longer than `step_timeout_s` counts as hung, and the engine
-    process is started anew, at most `max_restarts` times in `restart_window_s`.
+    process is started anew, at most `max_restarts` times in `restart_window_s`. `runner`: whether the model completes
+    prompts ("generate") or makes a vector of each ("pooling"); "auto" is what the checkpoint was made for.
     """
 
     model: str | None = None
+    runner: str = "auto"
     tokenizer: str | None = None
     dtype: str = "auto"
     quantization: str | None = None
@@ -92,6 +98,8 @@ class EngineConfig:
         one warning for all of it. Raises ModelLoadError that names an unknown key or a bad value.
         """
         known: dict[str, Any] = {name: value for name, value in mapping.items() if name in _PARSERS}
+        if str(mapping.get("task")).strip().lower() in _VECTOR_TASKS:
+            known.setdefault("runner", "pooling")
         _check_others(mapping)
         try:
             where = {name: parse_text(name, mapping[name]) for name in _WHERE if mapping.get(name) is not None}
@@ -198,6 +206,7 @@ def _seconds(name: str, value: object) -> float:
 
 _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "model": parse_text,
+    "runner": _choice(RUNNERS),
     "tokenizer": parse_text,
     "dtype": _choice(DTYPES),
     "quantization": _quantization,
@@ -228,6 +237,8 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "max_restarts": _count(0),
     "restart_window_s": _seconds,
 }
+# vLLM's older name for the runner.
+_VECTOR_TASKS = ("embed", "embedding")
 # They tell where `model` and `tokenizer` lie.
 _WHERE = ("revision", "tokenizer_revision", "download_dir")
 _OPTIONAL = {field.name: field.default is None for field in fields(EngineConfig)}
@@ -240,17 +251,37 @@ def resolve(config: EngineConfig, checkpoint: Checkpoint) -> EngineConfig:
     """
     device = chosen_device(config.device)
     on_gpu = device.startswith("cuda")
+    runner = _runner(config, checkpoint)
     context = checkpoint.max_position_embeddings
-    max_model_len = config.max_model_len or context
+    longest = read_max_seq_length(checkpoint) if runner == "pooling" else None
+    max_model_len = config.max_model_len or min(context, longest or context)
     if max_model_len > context:
         raise ModelLoadError(f"max_model_len: {max_model_len} is longer than the model's context of {context} tokens")
     num_batched = config.max_num_batched_tokens or (8192 if on_gpu else 512)
+    max_num_seqs = config.max_num_seqs or (256 if on_gpu else 64)
+    if checkpoint.is_encoder:
+        # Its prompts are computed whole: what a token's keys are depends on all that come after it, too.
+        num_batched = max(num_batched, max_model_len)
+        config = replace(config, enable_prefix_caching=False)
+    if checkpoint.is_encoder and config.num_gpu_blocks_override is None and config.kv_cache_memory_bytes is None:
+        # Nothing is kept from step to step: two steps' worth, the last block of each prompt partly filled.
+        num_blocks = 2 * (-(-num_batched // config.block_size) + max_num_seqs) + 1
+        config = replace(config, num_gpu_blocks_override=num_blocks)
     return replace(
         config,
         model=str(checkpoint.path),
+        runner=runner,
         device=device,
         max_model_len=max_model_len,
-        max_num_seqs=config.max_num_seqs or (256 if on_gpu else 64),
+        max_num_seqs=max_num_seqs,
         max_num_batched_tokens=num_batched,
         long_prefill_token_threshold=config.long_prefill_token_threshold or max(num_batched // 2, 1),
     )
+
+
+def _runner(config: EngineConfig, checkpoint: Checkpoint) -> str:
+    if config.runner == "generate" and not checkpoint.has_head:
+        raise ModelLoadError("runner: 'generate' is not for a model without a last layer; expected 'pooling'")
+    if config.runner == "auto":
+        return "pooling" if is_made_for_vectors(checkpoint) else "generate"
+    return config.runner

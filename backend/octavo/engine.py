@@ -14,11 +14,12 @@ from octavo.checkpoint import Checkpoint, open_checkpoint
 from octavo.config import EngineConfig, resolve
 from octavo.core.block_pool import BlockPool
 from octavo.core.kv_cache_manager import KVCacheManager
+from octavo.core.request_limits import limited
 from octavo.core.scheduler import Limits, Scheduler
 from octavo.core.sequence import Sequence
 from octavo.core.step import Executor, LateExecutor, ModelRunnerOutput, SchedulerOutput
 from octavo.core.step_budget import StepBudget
-from octavo.errors import InvalidRequest, ModelLoadError, PromptTooLong
+from octavo.errors import InvalidRequest, ModelLoadError
 from octavo.faults import FaultyExecutor, read_fault
 from octavo.grammar_gate import GrammarGate
 from octavo.outputs import EngineOutput, FinishReason, PositionLogprobs
@@ -26,13 +27,12 @@ from octavo.pipeline import Pipeline
 from octavo.request import EngineRequest
 from octavo.startup_clock import OnProgress, StartupClock
 from octavo.stats import EngineStats
-from octavo.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# On a device that computes by itself a step with prompts may take so many times as long as one without, unless
-# `itl_budget_s` says how long: prompts fill what the streams' few tokens leave idle there.
-_LATE_SLOWDOWN = 2.0
+# A step with prompts may take so many times as long as one without, unless `itl_budget_s` says how long. A device that
+# computes by itself is idle beside a few streams' tokens; on a CPU every token of a prompt adds to the step.
+_LATE_SLOWDOWN, _SLOWDOWN = 2.0, 6.5
 
 
 @dataclass(slots=True)
@@ -53,7 +53,8 @@ class LiveRequest:
 class Engine:
     """Turns requests into tokens, step by step. Not thread-safe: one thread owns it.
 
-    Owns the live requests; the scheduler owns their sequences, the executor the device.
+    Owns the live requests; the scheduler owns their sequences, the executor the device, the gate whatever follows a
+    grammar.
     """
 
     def __init__(
@@ -62,21 +63,25 @@ class Engine:
         executor: Executor,
         model_digest: str = "",
         startup_s: Mapping[str, float] | None = None,
+        is_encoder: bool = False,
     ) -> None:
-        """`config` has been resolved. startup_s: what the phases of start-up took, for the stats."""
+        """`config` has been resolved. startup_s: what the phases of start-up took, for the stats.
+
+        is_encoder: the tokens of a prompt see each other, so that it is computed whole.
+        """
         assert config.max_model_len and config.max_num_seqs and config.max_num_batched_tokens
         self.config = config
         self.executor = executor
         pool = BlockPool(executor.num_blocks)
         kv_cache_manager = KVCacheManager(pool, config.block_size, config.enable_prefix_caching, model_digest)
         threshold = config.long_prefill_token_threshold or config.max_num_batched_tokens
-        limits = Limits(config.max_num_batched_tokens, config.max_num_seqs, threshold)
+        limits = Limits(config.max_num_batched_tokens, config.max_num_seqs, threshold, is_encoder)
         self.scheduler = Scheduler(limits, kv_cache_manager)
         is_late = isinstance(executor, LateExecutor)
-        self._budget = StepBudget(config.itl_budget_s, _LATE_SLOWDOWN if is_late else None)
+        self._budget = StepBudget(config.itl_budget_s, _LATE_SLOWDOWN if is_late else _SLOWDOWN)
         ahead = is_late if config.async_scheduling is None else config.async_scheduling
         self._pipeline = Pipeline(executor, num_ahead=int(ahead))
-        self._gate = GrammarGate()
+        self.gate = GrammarGate()
         self._live: dict[str, LiveRequest] = {}
         self._outbox: list[EngineOutput] = []
         self._num_arrived = 0
@@ -119,7 +124,7 @@ class Engine:
         startup_s = clock.finish()
         phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in startup_s.items())
         logger.info("ready after %.1f s: %s", sum(startup_s.values()), phases)
-        return cls(config, executor, checkpoint.digest, startup_s)
+        return cls(config, executor, checkpoint.digest, startup_s, checkpoint.is_encoder)
 
     @property
     def num_blocks(self) -> int:
@@ -135,9 +140,10 @@ class Engine:
         """Takes a request. Raises InvalidRequest or PromptTooLong when it can never run."""
         if request.request_id in self._live:
             raise InvalidRequest("request_id", request.request_id, "an id that no live request has")
-        request = self._limited(request)
+        assert self.config.max_model_len is not None
+        request = limited(request, self.config.max_model_len, self.scheduler.kv)
         if request.params.structured_outputs is not None:
-            self._gate.prepare(request.params.structured_outputs)
+            self.gate.prepare(request.params.structured_outputs)
         children = {}
         for index in range(request.params.n):
             if not (request.finished and request.finished[index]):
@@ -150,15 +156,6 @@ class Engine:
         # One child computes the prompt, the others then start from its blocks.
         first, *live.held = children.values()
         self._enter(first)
-
-    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """What the model's tokens write, for structured output: once, before the first request that asks for it."""
-        self._gate.use(vocabulary)
-
-    @property
-    def grammar_pids(self) -> tuple[int, ...]:
-        """The processes that try and that follow grammars, for tests and debuggers; none before the first grammar."""
-        return self._gate.pids
 
     def abort(self, request_id: str, index: int | None = None, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """Ends a request, or one child of it, wherever it is. An unknown or ended one is ignored.
@@ -178,22 +175,34 @@ class Engine:
         Raises EngineError when the device is lost.
         """
         self._admit_grammars()
-        step = self.scheduler.schedule(self._budget.num_prompt_tokens())
+        if self._pipeline and self._mostly_follows_grammars:
+            self._collect()
+        step = self.scheduler.schedule(self._budget.num_prompt_tokens)
         if step is not None:
             if step.new_rows:
                 self._note_first_scheduled(time.monotonic())
             self._pipeline.submit(step)
         if self._pipeline.is_full or (step is None and self._pipeline):
-            done = self._pipeline.collect()
-            self._budget.observe(done.step.num_scheduled_tokens, done.duration_s)
-            self._update(done.step, done.output)
-            self._gate.flush()
+            self._collect()
         elif step is None and self._live:
-            self._gate.wait()
+            self.gate.wait()
         if not self._live:
             self._check_idle()
         outputs, self._outbox = self._outbox, []
         return outputs
+
+    @property
+    def _mostly_follows_grammars(self) -> bool:
+        """Whether it is for the few if a step is scheduled ahead: without the last token of a text that follows a
+        grammar, nobody knows what may come next in it."""
+        num_following = len(self.scheduler.grammars)
+        return num_following > 0 and 2 * num_following >= len(self.scheduler.running)
+
+    def _collect(self) -> None:
+        done = self._pipeline.collect()
+        self._budget.observe(done.step.num_scheduled_tokens, done.duration_s)
+        self._update(done.step, done.output)
+        self.gate.flush()
 
     def make_ready(self) -> bool:
         """With no work: does a piece of what start-up put off, so that later steps are faster. False: nothing is left.
@@ -215,7 +224,7 @@ class Engine:
         return EngineStats(
             num_requests_running=len(running),
             num_requests_waiting=self.scheduler.num_waiting
-            + self._gate.num_held
+            + self.gate.num_held
             + sum(len(live.held) for live in self._live.values()),
             num_blocks=kv.pool.num_blocks - 1,
             num_free_blocks=kv.pool.num_free,
@@ -235,7 +244,7 @@ class Engine:
     def shutdown(self) -> None:
         """Frees the device. Live requests are forgotten."""
         self._pipeline.close()
-        self._gate.close()
+        self.gate.close()
         self.executor.shutdown()
 
     def _enter(self, seq: Sequence) -> None:
@@ -243,38 +252,15 @@ class Engine:
         if seq.params.structured_outputs is None:
             self.scheduler.add(seq)
         else:
-            self._gate.hold(seq)
+            self.gate.hold(seq)
 
     def _admit_grammars(self) -> None:
-        ready, refused = self._gate.turn()
+        ready, refused = self.gate.turn()
         for seq, grammar in ready.items():
             self.scheduler.grammars[seq] = grammar
             self.scheduler.add(seq)
         for seq, error in refused.items():
             self._end(self._live[seq.request.request_id], seq, FinishReason.REJECTED, str(error), error.parameter)
-
-    def _limited(self, request: EngineRequest) -> EngineRequest:
-        """The request with a limit on its tokens that the context can hold."""
-        num_prompt_tokens = len(request.prompt_token_ids)
-        context = self.config.max_model_len
-        assert context is not None
-        if not num_prompt_tokens:
-            raise InvalidRequest("prompt", "", "at least one token")
-        if num_prompt_tokens >= context:
-            raise PromptTooLong(
-                f"the prompt has {num_prompt_tokens} tokens; with one more for the output that is over the context of "
-                f"{context} tokens (max_model_len)"
-            )
-        max_tokens = min(request.params.max_tokens or context, context - num_prompt_tokens)
-        # The last token needs no slot: nothing follows it.
-        needed = self.scheduler.kv.num_blocks_for(num_prompt_tokens + max_tokens - 1)
-        available = self.scheduler.kv.pool.num_blocks - 1
-        if needed > available:
-            raise PromptTooLong(
-                f"prompt and output together need {needed} KV blocks of {self.config.block_size} tokens, the cache has "
-                f"{available}: shorten the prompt, lower max_tokens or give the KV cache more memory"
-            )
-        return replace(request, params=request.params.with_max_tokens(max_tokens))
 
     def _note_first_scheduled(self, now: float) -> None:
         for seq in self.scheduler.running:
@@ -293,6 +279,8 @@ class Engine:
                 live.prompt_logprobs[step.num_computed_tokens[i] :] = output.prompt_logprobs[i]
             if i in output.failed:
                 self._fail(live, seq, output.failed[i])
+            elif i in output.embeddings:
+                self._deliver_embedding(live, seq, output.embeddings[i])
             elif output.sampled_token_ids[i]:
                 self._deliver(live, seq, output.sampled_token_ids[i], output.logprobs.get(i))
 
@@ -301,7 +289,7 @@ class Engine:
         grammar = self.scheduler.grammars.get(seq)
         if grammar is not None and grammar.was_missed and not grammar.error:
             self.scheduler.withdraw(seq)
-            self._gate.hold(seq, self.scheduler.grammars.pop(seq))
+            self.gate.hold(seq, self.scheduler.grammars.pop(seq))
         elif grammar is not None and grammar.is_complete:
             self._end(live, seq, FinishReason.STOP)
         else:
@@ -344,6 +332,21 @@ class Engine:
             self.scheduler.grammars[seq].advance(token_ids)
         self._release_held(live)
 
+    def _deliver_embedding(self, live: LiveRequest, seq: Sequence, embedding: bytes) -> None:
+        self._totals["prompt_tokens"] += seq.num_prompt_tokens
+        self._outbox.append(
+            EngineOutput(
+                request_id=seq.request.request_id,
+                index=seq.index,
+                token_ids=[],
+                finish_reason=FinishReason.STOP,
+                num_cached_tokens=seq.num_cached_tokens,
+                scheduled_at=live.scheduled_at,
+                embedding=embedding,
+            )
+        )
+        self._forget(live, seq, FinishReason.STOP)
+
     @staticmethod
     def _reason_to_end(live: LiveRequest, seq: Sequence, token_id: int) -> FinishReason | None:
         if token_id in live.stop_token_ids and seq.num_output_tokens >= seq.params.min_tokens:
@@ -374,7 +377,7 @@ class Engine:
         self._finished[reason.value] += 1
         if seq in live.held:
             live.held.remove(seq)
-        elif not self._gate.drop(seq):
+        elif not self.gate.drop(seq):
             self.scheduler.remove(seq)
             if seq in self.scheduler.grammars:
                 self.scheduler.grammars.pop(seq).close()

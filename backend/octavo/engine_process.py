@@ -19,7 +19,7 @@ import threading
 
 from octavo.config import EngineConfig
 from octavo.engine import Engine
-from octavo.errors import OctavoError, RequestError
+from octavo.errors import InvalidRequest, OctavoError, RequestError
 from octavo.outputs import EngineOutput, FinishReason
 from octavo.request import EngineRequest
 from octavo.wire import (
@@ -79,7 +79,7 @@ class EngineServer:
             case Submit(request):
                 self._add(request)
             case UseVocabulary(vocabulary):
-                self._engine.use_vocabulary(vocabulary)
+                self._engine.gate.use(vocabulary)
             case Abort(request_id, index, reason):
                 self._engine.abort(request_id, index, reason)
             case Shutdown():
@@ -92,14 +92,22 @@ class EngineServer:
         try:
             self._engine.add_request(request)
         except RequestError as error:
-            self._refuse(request, FinishReason.REJECTED, _encodable(str(error)))
+            parameter = error.parameter if isinstance(error, InvalidRequest) else ""
+            self._refuse(request, FinishReason.REJECTED, _encodable(str(error)), parameter)
         except Exception:
             logger.exception("request %s broke while it was added", request.request_id)
             self._refuse(request, FinishReason.ERROR, "internal error while the request was added")
 
-    def _refuse(self, request: EngineRequest, reason: FinishReason, error: str) -> None:
+    def _refuse(self, request: EngineRequest, reason: FinishReason, error: str, parameter: str = "") -> None:
         self._refused += [
-            EngineOutput(request_id=request.request_id, index=index, token_ids=[], finish_reason=reason, error=error)
+            EngineOutput(
+                request_id=request.request_id,
+                index=index,
+                token_ids=[],
+                finish_reason=reason,
+                error=error,
+                parameter=parameter,
+            )
             for index in range(request.params.n)
         ]
 

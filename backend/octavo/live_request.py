@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from octavo.outputs import (
     CompletionOutput,
     EngineOutput,
@@ -166,11 +168,15 @@ class LiveRequest:
             self._num_cached_tokens = new.num_cached_tokens
         if output.token_ids:
             self.times.see_tokens(new, len(output.token_ids), now, seen)
+        elif new.embedding is not None:
+            self.times.see_embedding(new.scheduled_at, now, seen)
         if child.finished:
             self._see_end_of([child], now, seen)
         fresh = self._output([output])
         if new.prompt_logprobs is not None:
             fresh.prompt_logprobs = self._prompt_logprobs(new.prompt_logprobs)
+        if new.embedding is not None:
+            fresh.embedding = np.frombuffer(new.embedding, "<f4")
         if self.fresh is None:
             self.fresh = fresh
         else:

@@ -9,13 +9,17 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from octavo.admission import Admission, Ticket
 from octavo.checkpoint import open_checkpoint
-from octavo.config import EngineConfig
+from octavo.config import NOBODY_WAITS_S, EngineConfig
 from octavo.engine import Engine
-from octavo.errors import InvalidRequest
+from octavo.errors import InvalidRequest, RequestFailed
 from octavo.live_request import LiveRequest
 from octavo.outputs import EngineOutput, RequestOutput
+from octavo.pooling_params import PoolingParams, cosine_similarity
 from octavo.progress import count_bar, load_bar
 from octavo.prompt import Prompt
 from octavo.recorder import Recorder
@@ -26,9 +30,7 @@ from octavo.text.tokenizer import open_tokenizer
 
 Prompts = Prompt | Sequence[Prompt]
 Params = SamplingParams | Sequence[SamplingParams] | None
-
-# A batch is done when its last token is: prompts are not held back for the sake of a stream.
-_NOBODY_WAITS_S = 3600.0
+Vector = NDArray[np.float32]
 
 
 class LLM:
@@ -39,7 +41,7 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, **engine_args: Any) -> None:
-        config = EngineConfig.from_mapping({"model": model, "itl_budget_s": _NOBODY_WAITS_S, **engine_args})
+        config = EngineConfig.from_mapping({"model": model, "itl_budget_s": NOBODY_WAITS_S, **engine_args})
         checkpoint = open_checkpoint(config.model)
         with load_bar() as on_progress:
             self.engine = Engine.from_checkpoint(config, checkpoint, on_progress)
@@ -60,7 +62,8 @@ class LLM:
 
         A prompt is a text or a list of token ids; `sampling_params` is one for all, or a list with one each. Shows a
         progress bar on a terminal unless `use_tqdm` is False. Raises RequestError before anything runs when one of the
-        requests is wrong; a request that breaks while it runs has `finish_reason` "error" and says why in `.error`.
+        requests, or its grammar, is wrong; a request that breaks while it runs has `finish_reason` "error" and says why
+        in `.error`.
         """
         lives = self._prepare(_as_list(prompts), sampling_params)
         started = time.monotonic()
@@ -92,13 +95,46 @@ class LLM:
                 if output is not None:
                     yield output
 
+    def embed(
+        self, prompts: Prompts, pooling_params: PoolingParams | None = None, *, use_tqdm: bool = True
+    ) -> list[Vector]:
+        """One vector a prompt, fp32 [dimensions], in the prompts' order: of a model with runner "pooling".
+
+        Shows a progress bar on a terminal unless `use_tqdm` is False. Raises RequestError before anything runs when one
+        of the prompts is wrong, RequestFailed when one breaks while it runs.
+        """
+        lives = self._prepare(_as_list(prompts), pooling_params or PoolingParams())
+        started = time.monotonic()
+        num_tokens = 0
+        with count_bar("requests", len(lives), use_tqdm) as one_more:
+            for live in self._run(lives):
+                num_tokens += len(live.request.prompt_token_ids)
+                one_more(f"{num_tokens / (time.monotonic() - started):.0f} tokens/s")
+        return [_vector_of(live) for live in lives]
+
+    def score(
+        self, queries: str | Sequence[str], documents: str | Sequence[str], *, use_tqdm: bool = True
+    ) -> list[float]:
+        """How like each document is to its query: the cosine of their vectors, from -1 to 1.
+
+        One query goes with all documents; several go with as many documents, in pairs. Raises what `embed` raises.
+        """
+        left, right = _as_list(queries), _as_list(documents)
+        if len(left) not in (1, len(right)):
+            raise InvalidRequest("queries", f"{len(left)} of them", f"one, or one a document ({len(right)})")
+        vectors = self.embed([*left, *right], use_tqdm=use_tqdm)
+        of_queries, of_documents = vectors[: len(left)], vectors[len(left) :]
+        if len(of_queries) == 1:
+            of_queries *= len(of_documents)
+        return [cosine_similarity(query, document) for query, document in zip(of_queries, of_documents, strict=True)]
+
     def stats(self) -> EngineStats:
         """The engine's counters and gauges, and the histograms of all requests."""
         return replace(self.engine.stats(), histograms=self._recorder.snapshot())
 
-    def _prepare(self, prompts: Sequence[Prompt], sampling_params: Params) -> list[LiveRequest]:
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params: Sequence[SamplingParams] = [sampling_params or SamplingParams()] * len(prompts)
+    def _prepare(self, prompts: Sequence[Prompt], sampling_params: Params | PoolingParams) -> list[LiveRequest]:
+        if sampling_params is None or isinstance(sampling_params, SamplingParams | PoolingParams):
+            params: Sequence[SamplingParams | PoolingParams] = [sampling_params or SamplingParams()] * len(prompts)
         else:
             params = sampling_params
         if len(params) != len(prompts):
@@ -111,14 +147,17 @@ class LLM:
             # Nobody waits at this stream: the engine runs in the reader's own thread.
             stream = RequestStream(str(number), lambda: None)
             lives.append(LiveRequest(self._admission.tokenizer_for(prompt), request, text, stream, arrived_at))
-            if each.structured_outputs is not None:
-                self.engine.use_vocabulary(self.tokenizer.vocabulary)
+            if request.params.structured_outputs is not None:
+                self.engine.gate.use(self.tokenizer.vocabulary)
         return lives
 
     def _run(self, lives: list[LiveRequest]) -> Generator[LiveRequest, None, None]:
         """Steps until all have ended; gives each request, once a step, that has something new."""
         by_id = {live.wire_id: live for live in lives}
         try:
+            for live in lives:
+                if live.request.params.structured_outputs is not None:
+                    self.engine.gate.check(live.request.params.structured_outputs)
             for live in lives:
                 self.engine.add_request(live.request)
             while self.engine.has_work:
@@ -134,8 +173,6 @@ class LLM:
             self._abandon(lives)
 
     def _push(self, live: LiveRequest, new: EngineOutput, now: float, seen: Observations) -> bool:
-        if new.parameter:
-            raise InvalidRequest.worded(new.parameter, new.error)
         output = live.push(new, now, seen)
         if output is None:
             return False
@@ -152,6 +189,13 @@ class LLM:
             for live in lives:
                 self.engine.abort(live.wire_id)
             self.engine.discard_outputs()
+
+
+def _vector_of(live: LiveRequest) -> Vector:
+    output = live.take_fresh()
+    if output is None or output.embedding is None:
+        raise RequestFailed((output and output.error) or "the request ended without a vector")
+    return output.embedding
 
 
 def _as_list(prompts: Prompts) -> list[Prompt]:

@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 
 class FinishReason(StrEnum):
@@ -39,7 +41,8 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     the first and comes once, on child 0, with its first token. `num_cached_tokens` counts prompt tokens that the prefix
     cache gave. `scheduled_at` is when a step first worked on the request (monotonic seconds, on one machine the same
     in all processes), and comes with a sequence's first token. `error` is a message for the client and goes with
-    FinishReason.ERROR or REJECTED; `parameter` names the one at fault, where there is one.
+    FinishReason.ERROR or REJECTED; `parameter` names the one at fault, where there is one. `embedding` is the vector
+    that a pooling request asked for, fp32 in little endian: it comes with the request's end.
     """
 
     request_id: str
@@ -53,6 +56,7 @@ class EngineOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     scheduled_at: float | None = None
     error: str = ""
     parameter: str = ""
+    embedding: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,8 @@ class RequestOutput:
     """What a request has brought: on a stream the new part, from `LLM.generate` the whole.
 
     `outputs` holds the completions that have something new, by index. `timing` is as of this output, None before the
-    first token. `error` explains FinishReason.ERROR.
+    first token. `error` explains FinishReason.ERROR. `embedding` is what a request with PoolingParams brings: fp32
+    [dimensions]; its one completion ends then, without text.
     """
 
     request_id: str
@@ -135,6 +140,7 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     timing: Timing | None = None
     error: str = ""
+    embedding: NDArray[np.float32] | None = field(default=None, compare=False)
 
     def extend(self, later: RequestOutput) -> None:
         """Appends a later output of the same request."""
@@ -148,4 +154,5 @@ class RequestOutput:
         self.usage, self.finished = later.usage, later.finished
         self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
         self.timing = later.timing or self.timing
+        self.embedding = self.embedding if later.embedding is None else later.embedding
         self.error = self.error or later.error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from octavo.pooling import Pooling
 from octavo.sampling_params import SamplingParams
 
 
@@ -16,6 +17,7 @@ class EngineRequest:
     for replay: per child, the tokens it has already sent and whether it has ended; empty for a new request.
     `end_token_ids` are those that may end a text that follows a grammar, and do: EOS, ignored or not, and special stop
     tokens. A lower `priority` runs first. `cache_salt` separates prefix caches: only equal salts share blocks.
+    With `pooling` the request brings a vector and no token; `params` then only say that it may have one.
     """
 
     request_id: str
@@ -29,3 +31,4 @@ class EngineRequest:
     cache_salt: str = ""
     emitted_token_ids: list[list[int]] = field(default_factory=list)
     finished: list[bool] = field(default_factory=list)
+    pooling: Pooling | None = None

@@ -38,6 +38,16 @@ class RequestTimes:
         else:
             seen.time_per_output_token_s += [(now - last) / num_tokens] * num_tokens
 
+    def see_embedding(self, scheduled_at: float | None, now: float, seen: Observations) -> None:
+        """The vector of a request that brings no token."""
+        assert scheduled_at is not None, "the engine names it with the vector"
+        e2e_s = now - self._arrived_at
+        self.timing = Timing(queue_s=scheduled_at - self._arrived_at, prefill_s=now - scheduled_at, e2e_s=e2e_s)
+        seen.queue_s.append(scheduled_at - self._arrived_at)
+        seen.prefill_s.append(now - scheduled_at)
+        seen.e2e_s.append(e2e_s)
+        seen.num_prompt_tokens.append(len(self._request.prompt_token_ids))
+
     def see_end(self, now: float, seen: Observations) -> None:
         """The request has ended. Counts once, and only if there was a token."""
         if self.timing is None or self.timing.e2e_s is not None:

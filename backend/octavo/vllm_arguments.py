@@ -90,10 +90,9 @@ NOT_YET: Mapping[str, tuple[object, ...]] = {
     "qlora_adapter_name_or_path": (),
     "rope_scaling": (),
     "rope_theta": (),
-    "runner": ("auto", "generate"),
     "speculative_config": (),
     "speculative_model": (),
-    "task": ("auto", "generate"),
+    "task": ("auto", "generate", "embed", "embedding"),
     "tensor_parallel_size": (1,),
 }
 

@@ -15,6 +15,7 @@ import msgspec
 
 from octavo.config import EngineConfig
 from octavo.outputs import EngineOutput, FinishReason, TokenLogprob
+from octavo.pooling import Pooling, PoolingKind
 from octavo.request import EngineRequest
 from octavo.sampling_params import SamplingParams
 from octavo.stats import EngineStats
@@ -104,9 +105,9 @@ def wire_version() -> str:
         Start, UseVocabulary, Submit, Abort, Shutdown, Hello, Progress, Ready, LoadFailed, Step, Beat,
     )  # fmt: skip
     payloads: tuple[Any, ...] = (
-        EngineConfig, EngineRequest, SamplingParams, StructuredOutputs, Vocabulary, EngineOutput, EngineStats,
+        EngineConfig, EngineRequest, SamplingParams, StructuredOutputs, Pooling, Vocabulary, EngineOutput, EngineStats,
     )  # fmt: skip
-    described: list[Any] = [TokenLogprob._fields, [str(reason) for reason in FinishReason]]
+    described: list[Any] = [TokenLogprob._fields, [*FinishReason], [*PoolingKind]]
     # Annotations are strings, so that the digest does not depend on how a Python version prints types.
     described += [[cls.__name__, sorted(cls.__annotations__.items())] for cls in messages + payloads]
     described += [[field.name, repr(field.default)] for field in msgspec.structs.fields(EngineOutput)]

@@ -22,7 +22,7 @@ from stage import Load, write_results
 
 from octavo import bench, workloads
 from octavo.bench import KV_WASTE_LIMIT, Repetition, Spread, WorkloadResult
-from octavo.config import EngineConfig
+from octavo.config import NOBODY_WAITS_S, EngineConfig
 from octavo.progress import count_bar
 
 HERE = Path(__file__).parent
@@ -233,7 +233,7 @@ def rate(value: float, spread: Spread) -> str:
 
 
 def report(found: Sequence[Measured], args: argparse.Namespace, environment: dict[str, object]) -> dict[str, object]:
-    config = EngineConfig(model=args.model, dtype="bfloat16", num_threads=args.threads)
+    config = EngineConfig(model=args.model, dtype="bfloat16", num_threads=args.threads, itl_budget_s=NOBODY_WAITS_S)
     return environment | {
         "engine": bench.settings(config),
         "peers": {

@@ -133,7 +133,10 @@ def parse() -> argparse.Namespace:
 
 
 def write(results: Results, args: argparse.Namespace, environment: dict[str, object]) -> Path:
-    file = write_results("peers", report(results, args, environment))
+    everything = set(args.workloads) == {START, *OFFLINE, *ONLINE}
+    # A part of the run does not take the place of the whole one.
+    name = "peers" if everything else "-".join(("peers", *args.workloads))
+    file = write_results(name, report(results, args, environment))
     title = f"{bench.cpu_name()}, {args.threads} threads, {file.stem[-10:]}"
     peer_tables.draw(results, title, file.with_suffix(".png"))
     return file

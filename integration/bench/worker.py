@@ -16,7 +16,7 @@ from typing import Protocol
 from octavo import bench, workloads
 from octavo.bench import Repetition
 from octavo.checkpoint import open_checkpoint
-from octavo.config import EngineConfig
+from octavo.config import NOBODY_WAITS_S, EngineConfig
 from octavo.engine import Engine
 from octavo.workloads import Workload
 
@@ -33,7 +33,8 @@ class Octavo:
     """The engine of this project."""
 
     def __init__(self, model: str | None, num_threads: int) -> None:
-        self._engine = Engine.from_config(EngineConfig(model=model, dtype="bfloat16", num_threads=num_threads))
+        config = EngineConfig(model=model, dtype="bfloat16", num_threads=num_threads, itl_budget_s=NOBODY_WAITS_S)
+        self._engine = Engine.from_config(config)
         self._vocab_size = open_checkpoint(model).vocab_size
 
     def warm_up(self) -> None:

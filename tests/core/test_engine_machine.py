@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 
 import hypothesis.strategies as st
@@ -12,16 +13,18 @@ from octavo.config import EngineConfig
 from octavo.engine import Engine
 from octavo.errors import PromptTooLong
 from octavo.outputs import FinishReason
+from octavo.pooling import Pooling, PoolingKind
 from octavo.request import EngineRequest
 from octavo.sampling_params import SamplingParams, child_seed
-from octavo.testing import FakeModelRunner, fake_token
+from octavo.testing import FakeModelRunner, fake_embedding, fake_token
 
 # Few different prompts over two tokens, so that prefixes meet all the time.
-prompts = st.lists(st.integers(1, 2), min_size=1, max_size=40)
+_LONGEST_PROMPT = 40
+prompts = st.lists(st.integers(1, 2), min_size=1, max_size=_LONGEST_PROMPT)
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Every sequence must end once, with exactly the tokens that it would have had alone."""
+    """Every sequence must end once, with exactly the tokens, or the vector, that it would have had alone."""
 
     @initialize(
         num_blocks=st.integers(4, 40),
@@ -31,8 +34,11 @@ class EngineMachine(RuleBasedStateMachine):
         threshold=st.integers(1, 24),
         caching=st.booleans(),
         depth=st.integers(1, 2),
+        encoder=st.sampled_from([False, False, True]),
     )
-    def start(self, num_blocks, block_size, budget, num_seqs, threshold, caching, depth):
+    def start(self, num_blocks, block_size, budget, num_seqs, threshold, caching, depth, encoder):
+        if encoder:
+            budget, caching = max(budget, _LONGEST_PROMPT), False
         config = EngineConfig(
             block_size=block_size,
             max_model_len=64,
@@ -41,7 +47,8 @@ class EngineMachine(RuleBasedStateMachine):
             long_prefill_token_threshold=threshold,
             enable_prefix_caching=caching,
         )
-        self.engine = Engine(config, FakeModelRunner(num_blocks, block_size, strict=True))
+        self.engine = Engine(config, FakeModelRunner(num_blocks, block_size, strict=True), is_encoder=encoder)
+        self.encoder = encoder
         self.depth = depth
         self.in_flight = deque()
         self.requests = {}
@@ -55,8 +62,14 @@ class EngineMachine(RuleBasedStateMachine):
         priority=st.integers(0, 2),
         salt=st.sampled_from(["", "", "x"]),
         stop=st.booleans(),
+        pools=st.sampled_from([False, False, True]),
     )
-    def submit(self, prompt, max_tokens, n, priority, salt, stop):
+    def submit(self, prompt, max_tokens, n, priority, salt, stop, pools):
+        if pools or self.encoder:
+            pools, max_tokens, n, stop = True, 1, 1, False
+        if self.encoder:
+            # Longer ones, so that a step has no room for the next.
+            prompt = (prompt * 4)[:_LONGEST_PROMPT]
         name = f"r{len(self.requests)}"
         # One token of sixteen stops, so that ends are found out late.
         stop_token_ids = tuple(range(32, 127, 16)) if stop else ()
@@ -69,6 +82,7 @@ class EngineMachine(RuleBasedStateMachine):
             stop_token_ids=stop_token_ids,
             priority=priority,
             cache_salt=salt,
+            pooling=Pooling(PoolingKind.LAST, normalize=False) if pools else None,
         )
         try:
             self.engine.add_request(request)
@@ -92,6 +106,7 @@ class EngineMachine(RuleBasedStateMachine):
             if step is not None:
                 assert step.num_tokens <= self.engine.config.max_num_batched_tokens
                 assert len(set(step.rows)) == len(step.rows) <= self.engine.config.max_num_seqs
+                assert not self.encoder or step.num_scheduled_tokens == [len(new.token_ids) for new in step.new_rows]
                 touched = {
                     block for seq, _, _ in self.engine.scheduler._in_flight[-1].entries for block in seq.block_table
                 }
@@ -119,6 +134,11 @@ class EngineMachine(RuleBasedStateMachine):
             self.emitted[key] += output.token_ids
             if output.finish_reason is not None:
                 self.ended[key] = output.finish_reason
+            request = self.requests[output.request_id]
+            has_vector = request.pooling is not None and output.finish_reason is FinishReason.STOP
+            assert (output.embedding is not None) == has_vector
+            if output.embedding is not None:
+                assert list(struct.unpack("<8f", output.embedding)) == fake_embedding(request.prompt_token_ids)
 
     @invariant()
     def tokens_are_those_of_the_sequence_alone(self):

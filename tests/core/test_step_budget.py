@@ -73,10 +73,18 @@ def test_a_prompt_takes_no_more_of_a_step_than_the_budget_leaves(
     assert 35 <= runner.longest_mixed <= 51
 
 
-def test_without_a_budget_a_prompt_takes_what_the_limits_leave(
+def test_without_a_budget_a_step_takes_some_times_as_long_as_one_without_prompts(
     engine_with: Callable[..., tuple[Engine, CostlyRunner]], make_request: Callable[..., EngineRequest]
 ) -> None:
     engine, runner = engine_with()
+    run_a_long_prompt_beside_a_stream(engine, make_request)
+    assert 42 <= runner.longest_mixed <= 61
+
+
+def test_where_nobody_waits_a_prompt_takes_what_the_limits_leave(
+    engine_with: Callable[..., tuple[Engine, CostlyRunner]], make_request: Callable[..., EngineRequest]
+) -> None:
+    engine, runner = engine_with(itl_budget_s=3600.0)
     run_a_long_prompt_beside_a_stream(engine, make_request)
     assert runner.longest_mixed == 399
 
@@ -94,17 +102,35 @@ def test_prompts_alone_are_not_held_back(
 
 def test_a_slowdown_is_counted_in_steps_without_prompts() -> None:
     budget = StepBudget(slowdown=2.0)
-    assert budget.num_prompt_tokens() is None
+    assert budget.num_prompt_tokens(2) is None
     budget.observe([100], 0.1)
     budget.observe([1, 1], 0.05)
-    assert budget.num_prompt_tokens() == 50
+    assert budget.num_prompt_tokens(2) == 50
+
+
+def test_many_streams_slow_down_from_what_many_streams_take() -> None:
+    budget = StepBudget(slowdown=2.0)
+    budget.observe([100], 0.1)
+    budget.observe([1], 0.01)
+    assert budget.num_prompt_tokens(1) == 16
+    # Nothing is known of 40 streams yet; the first step with them beside a prompt says what they cost.
+    assert budget.num_prompt_tokens(40) is None
+    budget.observe([*[1] * 40, 100], 0.15)
+    assert budget.num_prompt_tokens(40) == pytest.approx(50, abs=1)
+    assert budget.num_prompt_tokens(1) == 16
+
+
+def test_without_a_stream_there_is_no_limit() -> None:
+    budget = StepBudget(limit_s=0.01)
+    budget.observe([100], 0.1)
+    assert budget.num_prompt_tokens(0) is None
 
 
 def test_a_prompt_goes_on_even_where_the_budget_is_spent() -> None:
     budget = StepBudget(limit_s=0.01)
     budget.observe([1, 1], 0.05)
     budget.observe([1, 100], 0.15)
-    assert budget.num_prompt_tokens() == 16
+    assert budget.num_prompt_tokens(2) == 16
 
 
 def test_costs_that_change_are_followed() -> None:
@@ -112,7 +138,7 @@ def test_costs_that_change_are_followed() -> None:
     for _ in range(40):
         budget.observe([1], 0.01)
         budget.observe([1, 100], 0.11)
-    assert budget.num_prompt_tokens() == pytest.approx(100, abs=1)
+    assert budget.num_prompt_tokens(1) == pytest.approx(100, abs=1)
     for _ in range(40):
         budget.observe([1, 100], 0.21)
-    assert budget.num_prompt_tokens() == pytest.approx(50, abs=1)
+    assert budget.num_prompt_tokens(1) == pytest.approx(50, abs=1)

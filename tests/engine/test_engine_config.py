@@ -45,7 +45,7 @@ def test_what_is_taken_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tensor_parallel_size", 2), ("enable_lora", True), ("enable_lora", "True"), ("task", "embed"),
+        ("tensor_parallel_size", 2), ("enable_lora", True), ("enable_lora", "True"), ("task", "classify"),
         ("speculative_config", {"method": "ngram"}), ("rope_scaling", {"factor": 2}), ("hf_overrides", {"a": 1}),
         ("data_parallel_size", "2"),
     ],
@@ -62,7 +62,7 @@ def test_a_feature_that_is_not_there_yet_is_named(name: str, value: object) -> N
         ("gpu_memory_utilisation", "did you mean 'gpu_memory_utilization'?"),
         ("enforce_eagerly", "did you mean 'enforce_eager'?"),
         ("tensor_parallel", "did you mean 'tensor_parallel_size'?"),
-        ("xyzzy", "known are model, tokenizer, dtype"),
+        ("xyzzy", "known are model, runner, tokenizer"),
     ],
 )
 def test_an_unknown_argument_is_named_with_what_was_meant(name: str, said: str) -> None:

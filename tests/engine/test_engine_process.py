@@ -13,6 +13,7 @@ from octavo import engine_process
 from octavo.config import EngineConfig
 from octavo.engine import Engine
 from octavo.outputs import FinishReason
+from octavo.structured_outputs import StructuredOutputs
 from octavo.wire import Abort, Shutdown, Start, Step, Submit
 
 
@@ -67,3 +68,19 @@ def test_what_a_cancelled_request_held_is_free_after_the_next_step(
     assert after.stats.num_requests_waiting == 0
     ends = {output.request_id: output.finish_reason for output in after.outputs}
     assert ends[cancelled] is FinishReason.CANCELLED
+
+
+def test_a_request_that_can_never_run_is_refused_by_the_parameter_at_fault(
+    make_engine: Callable[..., Engine], make_request: Callable[..., Any]
+) -> None:
+    """This engine was not told what its tokens write; and its context is short."""
+    asked = StructuredOutputs("regex", "a", "guided_regex")
+    requests = [make_request("a", [1], structured_outputs=asked), make_request("b", [1] * 10_000)]
+    front = ScriptedFront([*map(Submit, requests), Shutdown()], [])
+    engine_process.EngineServer(make_engine(), front).run()  # type: ignore[arg-type]
+    outputs = [output for message in front.heard if isinstance(message, Step) for output in message.outputs]
+    assert [(output.finish_reason, output.parameter) for output in outputs] == [
+        (FinishReason.REJECTED, "guided_regex"),
+        (FinishReason.REJECTED, ""),
+    ]
+    assert outputs[0].error.startswith("guided_regex: 'regex' is not allowed; expected nothing")

@@ -96,3 +96,23 @@ def test_bad_engine_arguments_are_named(fake_model):
         LLM(str(fake_model), executor=FAKE, max_model_len=4096)
     with pytest.raises(ModelLoadError, match="no such model"):
         LLM("/no/such/model", executor=FAKE)
+
+
+def test_a_grammar_that_cannot_be_followed_refuses_its_batch_before_anything_runs(llm):
+    params = [SamplingParams.from_mapping({"max_tokens": 9, "guided_regex": regex}) for regex in ("a{5}", "(", "b{5}")]
+    with pytest.raises(InvalidRequest, match=r"^guided_regex: '\('"):
+        llm.generate(["x"] * 3, params)
+    assert llm.stats().steps_total == 0
+    assert [result.outputs[0].text for result in llm.generate(["x"] * 2, params[::2])] == ["aaaaa", "bbbbb"]
+    llm.engine.shutdown()
+
+
+def test_a_grammar_that_is_refused_later_ends_its_own_request_alone(llm, monkeypatch):
+    """The verdict may have been forgotten, and the grammar been tried again."""
+    monkeypatch.setattr(llm.engine.gate, "check", lambda asked: None)
+    params = [SamplingParams.from_mapping({"max_tokens": 9, "guided_regex": regex}) for regex in ("a{5}", "(")]
+    whole, refused = llm.generate(["x"] * 2, params)
+    assert whole.outputs[0].text == "aaaaa"
+    assert refused.outputs[0].finish_reason is FinishReason.REJECTED
+    assert refused.error.startswith("guided_regex: '(' is not allowed")
+    llm.engine.shutdown()

@@ -41,6 +41,6 @@ def dense_attention(sequence, num_queries, spec):
     if spec.soft_cap is not None:
         scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)
     distance = torch.arange(length - num_queries, length)[:, None] - torch.arange(length)[None, :]
-    hidden = (distance < 0) | (distance >= (spec.window or length))
+    hidden = ((distance < 0) & spec.causal) | (distance >= (spec.window or length))
     weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     return torch.einsum("hqk,khd->qhd", weights, values).to(sequence[0].dtype)

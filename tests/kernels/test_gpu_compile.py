@@ -147,6 +147,7 @@ GATE = [
     Launch("decode 128 fp32", lambda: decode(LLAMA, 128, torch.float32), limits=decode_limits()),
     Launch("prefill 128", lambda: prefill(128), limits=prefill_limits(96)),
     Launch("prefill 64", lambda: prefill(64), limits=prefill_limits(48, programs=2)),
+    Launch("prefill 64 both ways", lambda: prefill(64, causal=False), limits=prefill_limits(48, programs=2)),
     Launch("prefill 96 windowed", lambda: prefill(96, window=4096), limits=prefill_limits(144)),
     Launch("prefill 256 capped", lambda: prefill(256, soft_cap=50.0), limits=prefill_limits(64)),
     Launch("prefill 128 fp8", lambda: prefill(128, kv_dtype=FP8), limits=prefill_limits(48, spills=4)),

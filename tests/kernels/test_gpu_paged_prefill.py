@@ -67,6 +67,14 @@ def test_equals_dense_attention_for_every_group_size(group):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "head_dim"), [(torch.float32, 32), (torch.bfloat16, 64), (torch.float32, 128)])
+def test_equals_dense_attention_in_both_directions(dtype, head_dim):
+    lengths = [1, 31, 32, 33, 63, 64, 200]
+    sequences = [random_sequence(length, (4, 2), head_dim, dtype, length) for length in lengths]
+    check(sequences, lengths, AttentionSpec(head_dim**-0.5, causal=False))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 64, 100, 1000])
 def test_equals_dense_attention_within_a_window_and_reads_nothing_in_front_of_it(window):
     check(*ragged(torch.float32, (4, 2), 16), AttentionSpec(0.25, window))

@@ -49,6 +49,18 @@ def test_shards_load_like_one_file(copied, tiny, load):
     assert torch.equal(Driver(load(folder)).run("a", tokens, 20), wanted)
 
 
+def test_the_body_alone_loads_as_in_a_whole_model(copied, tiny, load):
+    name = "llama_tied_bias"
+    folder, tensors = copied(name)
+    save_file({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    tokens = random_tokens(20)
+    wanted = Driver(load(tiny(name)[0])).run("a", tokens, 20)
+    assert torch.equal(Driver(load(folder)).run("a", tokens, 20), wanted)
+    # Of a model that never had a last layer the config may say anything.
+    change_config(folder, architectures=["LlamaModel"], tie_word_embeddings=False)
+    assert torch.equal(Driver(load(folder)).run("a", tokens, 20), wanted)
+
+
 def test_a_missing_shard_is_named(copied, load):
     folder, tensors = copied()
     names = sorted(tensors)

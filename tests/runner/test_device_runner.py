@@ -18,6 +18,7 @@ from octavo.config import EngineConfig, resolve
 from octavo.engine import Engine
 from octavo.models import load_model
 from octavo.outputs import FinishReason
+from octavo.pooling import Pooling, PoolingKind
 from octavo.request import EngineRequest
 from octavo.runner import create_executor_for, layout_of
 from octavo.runner.device_start import start_on_device
@@ -97,6 +98,21 @@ def answers(engine, requests):
     return found
 
 
+def vectors(engine, prompts, streams=()):
+    """The vector of each prompt, fp32, made while `streams` get their tokens."""
+    for each in streams:
+        engine.add_request(each)
+    parts = {"params": SamplingParams(max_tokens=1), "seed": 0, "pooling": Pooling(PoolingKind.LAST, normalize=True)}
+    for i, prompt in enumerate(prompts):
+        engine.add_request(EngineRequest(request_id=f"vector {i}", prompt_token_ids=prompt, **parts))
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+    assert {output.request_id for output in outputs if output.token_ids} == {each.request_id for each in streams}
+    found = {output.request_id: output.embedding for output in outputs if output.embedding is not None}
+    return [np.frombuffer(found[f"vector {i}"], "<f4") for i in range(len(prompts))]
+
+
 def assert_equal(found, expected):
     assert {key: (tokens, ends) for key, (tokens, _, ends) in found.items()} == {
         key: (tokens, ends) for key, (tokens, _, ends) in expected.items()
@@ -127,6 +143,19 @@ def test_answers_are_those_of_the_cpu_whatever_is_asked(engines):
     assert late.scheduler.kv.pool.num_used == 0
 
 
+def test_vectors_among_streams_are_those_of_the_cpu(engines):
+    late, _, on_cpu = engines()
+    prompts = [[5], list(range(1, 51)), *([i, *range(9)] for i in range(20))]
+    streams = [request(f"stream {i}", prompt[:7], temperature=0) for i, prompt in enumerate(prompts)]
+    found, expected = vectors(late, prompts, streams), vectors(on_cpu, prompts, streams)
+    assert len(found) == len(expected) == len(prompts)
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
+        assert np.linalg.norm(mine) == pytest.approx(1, abs=1e-6)
+    for prompt, vector in zip(prompts, expected, strict=True):
+        assert vectors(on_cpu, [prompt])[0].tobytes() == vector.tobytes(), "not the same bits alone and among streams"
+
+
 def test_texts_that_follow_a_grammar_are_those_of_the_cpu(engines):
     late, _, on_cpu = engines()
     vocabulary = Vocabulary([bytes([token % 256]) for token in range(VOCAB_SIZE)], [2])
@@ -141,7 +170,7 @@ def test_texts_that_follow_a_grammar_are_those_of_the_cpu(engines):
         request("plain", [1, 2, 3], max_tokens=12),
     ]
     for engine in (late, on_cpu):
-        engine.use_vocabulary(vocabulary)
+        engine.gate.use(vocabulary)
     found = answers(late, asked)
     assert_equal(found, answers(on_cpu, asked))
     for engine in (late, on_cpu):

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from octavo.core.step import NewRow, SchedulerOutput
+from octavo.pooling import Pooling, PoolingKind
 from octavo.runner.input_batch import InputBatch
 from octavo.sampling_params import SamplingParams
 
@@ -34,6 +37,19 @@ def test_a_step_names_tokens_positions_slots_and_lengths_of_each_row(batch):
     assert arrays.num_scheduled_tokens.tolist() == [2, 2]
     assert arrays.samples.tolist() == [False, True]
     assert batch.block_table[[2, 0], :2].tolist() == [[7, 3], [5, 0]]
+
+
+def test_a_row_that_asks_for_a_vector_pools_at_its_end_and_samples_nothing(batch):
+    pooling = Pooling(PoolingKind.LAST, normalize=True)
+    new = [replace(new_row(0, [1, 2, 3], [5]), pooling=pooling), new_row(1, [1, 2], [6])]
+    first = step(new=new, work=[(0, 0, 2), (1, 0, 2)])
+    batch.apply(first)
+    arrays = batch.arrays(first)
+    assert (arrays.samples.tolist(), arrays.pools.tolist()) == ([False, True], [False, False])
+    last = step(removed=[1], new=[new_row(1, [1], [6])], work=[(0, 2, 1), (1, 0, 1)])
+    batch.apply(last)
+    arrays = batch.arrays(last)
+    assert (arrays.samples.tolist(), arrays.pools.tolist()) == ([False, True], [True, False])
 
 
 def test_new_tokens_and_blocks_are_appended_to_their_rows(batch):

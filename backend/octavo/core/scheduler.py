@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 from octavo.core.kv_cache_manager import KVCacheManager
@@ -21,15 +21,21 @@ _AGEING_TOKENS = 64
 # Logprobs of a prompt are the host's work, a third of a millisecond a token with a large vocabulary: streams, and
 # whoever watches for a hang, must not wait for thousands of them.
 _LONGEST_LOGPROBS = 256
+# Each costs the hashes of its prompt: of a thousand that come at once the others must wait for their turn.
+_MOST_HELD_BACK = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one step, and all running sequences together, may take."""
+    """What one step, and all running sequences together, may take.
+
+    With `whole_prompts` no sequence is computed in parts: its tokens see each other.
+    """
 
     max_num_batched_tokens: int
     max_num_seqs: int
     long_prefill_token_threshold: int
+    whole_prompts: bool = False
 
 
 @dataclass(slots=True)
@@ -55,8 +61,8 @@ class Scheduler:
     """Owns all sequences that have not ended.
 
     `running` holds the sequences that have a row, best rank first, `_leaders` those of them whose prompt is not in the
-    prefix cache yet: who shares it waits for them instead of computing it again. `grammars` are what some of the sequences must follow: what may come
-    next in these depends on their last token.
+    prefix cache yet: who shares it waits for them instead of computing it again. `grammars` are what some of the
+    sequences must follow: what may come next in these depends on their last token.
     """
 
     def __init__(self, limits: Limits, kv_cache_manager: KVCacheManager) -> None:
@@ -101,15 +107,16 @@ class Scheduler:
         seq.num_pending_tokens = 0
         self.num_preemptions += 1
 
-    def schedule(self, num_prompt_tokens: int | None = None) -> SchedulerOutput | None:
+    def schedule(self, tokens_beside: Callable[[int], int | None] = lambda _: None) -> SchedulerOutput | None:
         """Puts the next step together and advances every sequence in it; None when there is nothing to compute.
 
-        num_prompt_tokens: how many tokens of prompts may go beside running streams; None for what the limits leave.
+        tokens_beside(n): how many tokens of prompts may go beside n streams; None for what the limits leave.
         """
         step = ScheduledStep(self._next_step_id, self.limits.max_num_batched_tokens)
         self._make_room_for_urgent()
         catching_up = self._schedule_next_tokens(step)
-        if step.rows and num_prompt_tokens is not None:
+        num_prompt_tokens = tokens_beside(len(step.rows))
+        if num_prompt_tokens is not None:
             step.budget = min(step.budget, num_prompt_tokens)
         self._schedule_catching_up(step, catching_up)
         self._admit(step, len(catching_up))
@@ -193,6 +200,8 @@ class Scheduler:
             num_shared = 0 if source is None else (seq.num_prompt_tokens - 1) // self.kv.block_size
             if not self._fits(seq, prefix if source is None else [], num_shared):
                 return
+            if self.limits.whole_prompts and seq.num_remaining_tokens > step.budget:
+                return
             self._waiting.pop_first()
             self._enter(step, seq, prefix, source)
             alone = not num_catching_up and self._first_ready() is None
@@ -214,13 +223,15 @@ class Scheduler:
                 seq.num_cached_tokens = seq.num_computed_tokens
         elif (copy := self.kv.fork(seq, source, seq.num_prompt_tokens - 1)) is not None:
             step.block_copies.append(copy)
-        if self.kv.enable_prefix_caching and seq.num_published_blocks < seq.num_prompt_tokens // self.kv.block_size:
+        num_blocks = seq.num_prompt_tokens // self.kv.block_size
+        if self.kv.enable_prefix_caching and seq.num_published_blocks < num_blocks and not seq.wants_prompt_logprobs:
             self._leaders.append(seq)
 
     def _first_ready(self) -> Sequence | None:
         """The best-ranked waiting sequence; those before it, which have a leader, are held back."""
-        while (seq := self._waiting.first()) is not None:
-            found = self._leader_of(seq)
+        for _ in range(_MOST_HELD_BACK):
+            seq = self._waiting.first()
+            found = self._leader_of(seq) if seq is not None else None
             if found is None:
                 return seq
             self._waiting.hold_first_back(*found)
@@ -234,10 +245,14 @@ class Scheduler:
         if not self._leaders or seq.wants_prompt_logprobs:
             return None
         known = len(self.kv.find_prefix(seq))
+        num_lacking = len(seq.token_ids) - known * self.kv.block_size
         # Little is computed sooner than somebody else's step ends.
-        worth_it = max(len(seq.token_ids) - known * self.kv.block_size, self.limits.long_prefill_token_threshold) / 2
+        worth_it = max(num_lacking, self.limits.long_prefill_token_threshold) / 2
+        if num_lacking < worth_it:
+            return None
         for leader in self._leaders:
-            if leader.request.priority <= seq.request.priority:
+            # What it has published and is not found any more would be waited for in vain.
+            if leader.request.priority <= seq.request.priority and leader.num_published_blocks <= known:
                 num_blocks = self.kv.num_common_blocks(seq, leader, known)
                 if num_blocks * self.kv.block_size >= worth_it:
                     return leader, known + num_blocks
@@ -288,7 +303,8 @@ class Scheduler:
         remaining = seq.num_remaining_tokens
         if seq.wants_prompt_logprobs:
             remaining = min(remaining, _LONGEST_LOGPROBS)
-        return remaining if alone else min(remaining, self.limits.long_prefill_token_threshold)
+        whole = alone or self.limits.whole_prompts
+        return remaining if whole else min(remaining, self.limits.long_prefill_token_threshold)
 
     def _make_room(self, seq: Sequence, count: int) -> bool:
         """Whether `count` more tokens fit now, if need be after preempting lower ranks, at last the sequence itself."""
@@ -372,4 +388,5 @@ class Scheduler:
             stop_token_ids=seq.request.stop_token_ids,
             bad_words_token_ids=seq.request.bad_words_token_ids,
             prompt_logprobs=seq.wants_prompt_logprobs,
+            pooling=seq.request.pooling,
         )

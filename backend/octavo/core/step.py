@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from octavo.outputs import PositionLogprobs
+from octavo.pooling import Pooling
 from octavo.sampling_params import SamplingParams
 
 
@@ -53,6 +54,7 @@ class NewRow:
     `token_ids` are all tokens known so far (prompt, then output), of which the first `num_prompt_tokens` are the
     prompt. `block_table` names the KV block of each `block_size` positions, for the positions allocated so far.
     `seed` is the child's own key. `prompt_logprobs` says whether this row must bring them (its params say how many).
+    With `pooling` the row brings a vector, where its range ends at its last token, and samples nothing.
     """
 
     row: int
@@ -64,6 +66,7 @@ class NewRow:
     stop_token_ids: tuple[int, ...]
     bad_words_token_ids: list[list[int]]
     prompt_logprobs: bool
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class ModelRunnerOutput:
     `sampled_token_ids[i]` is empty where row i did not sample. `logprobs[i]` has one entry a sampled token, for the
     rows that asked. `prompt_logprobs[i]` has one entry for each prompt token that the range's positions predict (the
     tokens after them). `failed` maps an index to a message where the row's numbers were not finite; nothing is
-    sampled there.
+    sampled there. `embeddings` maps an index to the vector that the row asked for, fp32 in little endian.
     """
 
     step_id: int
@@ -108,6 +111,7 @@ class ModelRunnerOutput:
     logprobs: dict[int, list[PositionLogprobs]] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[PositionLogprobs]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    embeddings: dict[int, bytes] = field(default_factory=dict)
 
 
 class Executor(Protocol):

@@ -44,7 +44,7 @@ class WaitingQueue:
         heapq.heappop(self._heap)
 
     def hold_first_back(self, leader: Sequence, num_blocks: int) -> None:
-        """What `first` gave waits until `leader` has published its first `num_blocks` blocks, or has no row any more."""
+        """What `first` gave waits until `leader` has published its first `num_blocks` blocks, or has no row."""
         _, seq = heapq.heappop(self._heap)
         self._followers.setdefault(leader, []).append((num_blocks, seq))
         self._num_held += 1

@@ -9,9 +9,12 @@ struct gather_rows {
     int64_t num_indices, num_rows, row_bytes, num_threads;
 };
 
+/* A row is as much work as so many numbers. */
+static int64_t row_width(const struct gather_rows *c) { return c->row_bytes / 4 + 1; }
+
 static void run_task(const void *argument, int64_t task) {
     const struct gather_rows *c = argument;
-    int64_t rows = task_rows(c->row_bytes), end = (task + 1) * rows;
+    int64_t rows = task_rows(row_width(c)), end = (task + 1) * rows;
     for (int64_t i = task * rows; i < end && i < c->num_indices; i++)
         memcpy((char *)c->output + i * c->row_bytes, (const char *)c->table + c->indices[i] * c->row_bytes,
                (size_t)c->row_bytes);
@@ -21,6 +24,6 @@ static void run_task(const void *argument, int64_t task) {
 int octavo_gather_rows(const struct gather_rows *c) {
     for (int64_t i = 0; i < c->num_indices; i++)
         if (c->indices[i] < 0 || c->indices[i] >= c->num_rows) return 1;
-    octavo_parallel(c->num_threads, num_tasks(c->num_indices, c->row_bytes), run_task, c);
+    octavo_parallel(c->num_threads, num_tasks(c->num_indices, row_width(c)), run_task, c);
     return 0;
 }

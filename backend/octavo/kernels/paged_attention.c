@@ -3,7 +3,7 @@
  * A task is one tile: up to MAX_ROWS query rows (a row is one token's query of one head) of one sequence that share a
  * key-value head. Keys are walked in chunks that start at multiples of CHUNK positions, whatever the batch: for each
  * chunk scores, running softmax, weighted values. A row takes part in exactly the chunks that hold a key it may see,
- * and a key it may not see weighs exactly 0, so the arithmetic of a row is the same in every tile. */
+ * and a key it may not see weighs exactly 0, so the arithmetic of a row on finite values is the same in every tile. */
 #include "attention_tile.h"
 #include "threads.h"
 

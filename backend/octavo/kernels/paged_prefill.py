@@ -47,7 +47,8 @@ def paged_prefill(
 
     query: [T, num_heads, head_dim], contiguous, bf16, fp16 or fp32. kv_cache: contiguous [num_blocks, 2,
     num_kv_heads, block_size, head_dim] of the same dtype or FP8 e4m3; block_size is a power of two. Softmax in fp32.
-    Returns `out` ([T, num_heads, head_dim], made if None), written for the tokens of `rows` only.
+    Returns `out` ([T, num_heads, head_dim], made if None), written for the tokens of `rows` only. Not causal, attention
+    is over all positions of the sequence.
     """
     out = torch.empty_like(query) if out is None else out
     assert query.is_contiguous() and kv_cache.is_contiguous() and out.is_contiguous()
@@ -78,6 +79,7 @@ def paged_prefill(
         PADDED_DIM=max(16, next_power_of_2(head_dim)),
         WINDOW=spec.window or 0,
         SOFT_CAPPED=spec.soft_cap is not None,
+        CAUSAL=spec.causal,
         NUM_QUERIES=tile.num_queries,
         NUM_KEYS=tile.num_keys,
         num_warps=tile.num_warps,
@@ -173,6 +175,7 @@ def _attend(
     HEAD_DIM: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFT_CAPPED: tl.constexpr,
+    CAUSAL: tl.constexpr,
     NUM_KEYS: tl.constexpr,
     MASKED: tl.constexpr,
 ) -> tl.tensor:
@@ -202,7 +205,7 @@ def _attend(
             scores = 1.0 - 2.0 / (tl.exp2(scores * cap_factor) + 1.0)
         if MASKED:
             positions = oldest_position + tl.arange(0, query.shape[0]) // GROUP
-            seen = keys[None, :] <= positions[:, None]
+            seen = keys[None, :] <= positions[:, None] if CAUSAL else live[None, :]
             if WINDOW:
                 seen = seen & (keys[None, :] > positions[:, None] - WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
@@ -237,6 +240,7 @@ def _prefill_kernel(
     PADDED_DIM: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFT_CAPPED: tl.constexpr,
+    CAUSAL: tl.constexpr,
     NUM_QUERIES: tl.constexpr,
     NUM_KEYS: tl.constexpr,
 ) -> None:
@@ -265,6 +269,9 @@ def _prefill_kernel(
     oldest = 0
     whole_begin = 0
     whole_end = (oldest_position + 1) // NUM_KEYS
+    if not CAUSAL:
+        newest_position = seq_len - 1
+        whole_end = seq_len // NUM_KEYS
     last = tl.cdiv(newest_position + 1, NUM_KEYS)
     kv_cache += kv_head * (BLOCK_SIZE * HEAD_DIM)
     block_table += row.to(tl.int64) * block_table_stride
@@ -277,18 +284,18 @@ def _prefill_kernel(
         maximum, total, weighted = _attend(
             maximum, total, weighted, queries, kv_cache, block_table, oldest_position, oldest, seq_len,
             oldest // NUM_KEYS, whole_begin, cap_factor, factor,
-            GROUP, BLOCK_STRIDE, BLOCK_SIZE, HEAD_DIM, WINDOW, SOFT_CAPPED, NUM_KEYS, True,
+            GROUP, BLOCK_STRIDE, BLOCK_SIZE, HEAD_DIM, WINDOW, SOFT_CAPPED, CAUSAL, NUM_KEYS, True,
         )  # fmt: skip
     whole_end = tl.maximum(whole_begin, whole_end)
     maximum, total, weighted = _attend(
         maximum, total, weighted, queries, kv_cache, block_table, oldest_position, oldest, seq_len,
         whole_begin, whole_end, cap_factor, factor,
-        GROUP, BLOCK_STRIDE, BLOCK_SIZE, HEAD_DIM, WINDOW, SOFT_CAPPED, NUM_KEYS, False,
+        GROUP, BLOCK_STRIDE, BLOCK_SIZE, HEAD_DIM, WINDOW, SOFT_CAPPED, CAUSAL, NUM_KEYS, False,
     )  # fmt: skip
     maximum, total, weighted = _attend(
         maximum, total, weighted, queries, kv_cache, block_table, oldest_position, oldest, seq_len,
         whole_end, last, cap_factor, factor,
-        GROUP, BLOCK_STRIDE, BLOCK_SIZE, HEAD_DIM, WINDOW, SOFT_CAPPED, NUM_KEYS, True,
+        GROUP, BLOCK_STRIDE, BLOCK_SIZE, HEAD_DIM, WINDOW, SOFT_CAPPED, CAUSAL, NUM_KEYS, True,
     )  # fmt: skip
     attended = weighted * (v_scale / total)[:, None]
     # Read again, lest the addresses take registers all the while.

@@ -60,6 +60,11 @@ class DecoderSpec:
         """Decoder layers, each with a KV cache of its own."""
         return len(self.sliding_windows)
 
+    @property
+    def unused_tensors(self) -> tuple[str, ...]:
+        """Of a checkpoint: the last layer where it is the embedding's table."""
+        return ("lm_head.weight",) if self.tied_embeddings else ()
+
 
 class ConfigReader:
     """Reads keys of one config.json; raises ModelLoadError that names the key."""

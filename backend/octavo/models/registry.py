@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -12,22 +13,30 @@ from octavo.checkpoint import Checkpoint
 from octavo.errors import ModelLoadError, shorten
 from octavo.layers.linear import WeightCodes
 from octavo.models.config import NOT_QUANTISED, DecoderSpec, Quantisation
-from octavo.models.decoder import Decoder
 from octavo.models.gguf_weights import GGUFReader
-from octavo.models.weights import ShapeSource, WeightReader, WeightSource, open_weights
+from octavo.models.model import Model, ModelSpec
+from octavo.models.weights import BodyReader, ShapeSource, WeightReader, WeightSource, open_weights
 
+# How it is called in a checkpoint that holds the body alone, in any family.
+_BODYS_TABLE = "embed_tokens.weight"
 # The name in a config.json's "architectures" -> "module:Class".
 ARCHITECTURES = {
+    "BertModel": "octavo.models.bert:BertModel",
     "LlamaForCausalLM": "octavo.models.llama:LlamaForCausalLM",
+    "LlamaModel": "octavo.models.llama:LlamaForCausalLM",
     "MistralForCausalLM": "octavo.models.mistral:MistralForCausalLM",
+    "MistralModel": "octavo.models.mistral:MistralForCausalLM",
     "Qwen2ForCausalLM": "octavo.models.qwen2:Qwen2ForCausalLM",
+    "Qwen2Model": "octavo.models.qwen2:Qwen2ForCausalLM",
     "Qwen3ForCausalLM": "octavo.models.qwen3:Qwen3ForCausalLM",
+    "Qwen3Model": "octavo.models.qwen3:Qwen3ForCausalLM",
 }
 
 
-def read_model_spec(checkpoint: Checkpoint) -> DecoderSpec:
+def read_model_spec(checkpoint: Checkpoint) -> ModelSpec:
     """The model's shape without its weights; raises ModelLoadError."""
-    return _model_class(checkpoint).read_spec(checkpoint.config)
+    spec: ModelSpec = _spec_of(checkpoint)
+    return spec
 
 
 def load_model(
@@ -36,7 +45,7 @@ def load_model(
     device: torch.device,
     on_progress: Callable[[str, float], None],
     quantisation: Quantisation = NOT_QUANTISED,
-) -> Decoder:
+) -> Model:
     """Reads the weights, layer by layer, straight into `dtype` on `device`; those to be quantised at once.
 
     on_progress(phase, fraction) is called as tensors arrive. Raises ModelLoadError that names the key or tensor.
@@ -45,20 +54,27 @@ def load_model(
     if checkpoint.config.get("quantization_config"):
         raise ModelLoadError("config.json: quantization_config is not supported; use unquantised weights or GGUF")
     with open_weights(checkpoint, device) as reader, torch.inference_mode():
-        spec = replace(model_class.read_spec(checkpoint.config), quantisation=quantisation)
+        spec = replace(_spec_of(checkpoint), quantisation=quantisation)
         spec = _with_rope_factors(spec, reader)
-        weights = WeightSource(reader, dtype, device, on_progress, _codes_reader(reader, quantisation))
+        tensors = BodyReader(reader) if _BODYS_TABLE in reader.shapes else reader
+        weights = WeightSource(tensors, dtype, device, on_progress, _codes_reader(reader, quantisation))
         model = model_class(spec, weights)
-        weights.finish(ignored=("lm_head.weight",) if spec.tied_embeddings else ())
+        weights.finish(ignored=spec.unused_tensors)
     return model
 
 
-def shape_model(checkpoint: Checkpoint, dtype: torch.dtype, quantisation: Quantisation = NOT_QUANTISED) -> Decoder:
+def shape_model(checkpoint: Checkpoint, dtype: torch.dtype, quantisation: Quantisation = NOT_QUANTISED) -> Model:
     """The model without its weights, on the meta device: nothing of the weight files is read."""
     model_class = _model_class(checkpoint)
-    spec = replace(model_class.read_spec(checkpoint.config), quantisation=quantisation)
+    spec = replace(_spec_of(checkpoint), quantisation=quantisation)
     with torch.inference_mode():
         return model_class(spec, ShapeSource(dtype))
+
+
+def _spec_of(checkpoint: Checkpoint) -> Any:
+    spec = _model_class(checkpoint).read_spec(checkpoint.config)
+    # Nobody asks for a last layer that is not there: the embedding's table stands in its place.
+    return spec if checkpoint.has_head or checkpoint.is_encoder else replace(spec, tied_embeddings=True)
 
 
 def _codes_reader(reader: WeightReader, quantisation: Quantisation) -> Callable[[str], WeightCodes | None]:
@@ -72,12 +88,12 @@ def _with_rope_factors(spec: DecoderSpec, reader: WeightReader) -> DecoderSpec:
     return replace(spec, rope=replace(spec.rope, frequency_factors=factors)) if factors else spec
 
 
-def _model_class(checkpoint: Checkpoint) -> type[Decoder]:
+def _model_class(checkpoint: Checkpoint) -> type[Model]:
     names = checkpoint.config.get("architectures")
     for name in names if isinstance(names, list) else []:
         if name in ARCHITECTURES:
             module, _, class_name = ARCHITECTURES[name].partition(":")
-            found: type[Decoder] = getattr(importlib.import_module(module), class_name)
+            found: type[Model] = getattr(importlib.import_module(module), class_name)
             return found
     known = ", ".join(ARCHITECTURES)
     raise ModelLoadError(f"config.json: architectures {shorten(names)} is not supported; known are {known}")

@@ -24,6 +24,7 @@ from octavo.models.pinned_reader import PinnedReader
 # Present in some checkpoints; derived from the config here, or of use for an FP8 cache only.
 _OPTIONAL_SUFFIXES = ("rotary_emb.inv_freq", ".k_scale", ".v_scale")
 _SHOWN_NAMES = 3
+_BODY = "model."
 
 
 class WeightReader(Protocol):
@@ -147,6 +148,18 @@ class SafetensorsReader:
             raise ModelLoadError(f"tensor {name} is stored as {tensor.dtype}; quantised weights are not supported")
         # A copy even where the type fits: the map must not keep the file's pages alive.
         return tensor.to(dtype, copy=True)
+
+
+class BodyReader:
+    """The tensors of a decoder without its last layer, under the names that they have in a whole one."""
+
+    def __init__(self, reader: WeightReader) -> None:
+        self._reader = reader
+        self.shapes = {f"{_BODY}{name}": shape for name, shape in reader.shapes.items()}
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """As the reader of the body does."""
+        return self._reader.read(name.removeprefix(_BODY), dtype)
 
 
 def _open_safetensors(file: Path) -> Any:

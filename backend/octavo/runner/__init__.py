@@ -13,11 +13,11 @@ from octavo.core.step import Executor
 from octavo.errors import ModelLoadError, shorten
 from octavo.kernels import language
 from octavo.kernels.heap import keep_freed_memory
-from octavo.models import load_model, read_model_spec
-from octavo.models.config import DecoderSpec
+from octavo.models import Model, ModelSpec, load_model, read_model_spec
 from octavo.models.decoder import Decoder
 from octavo.runner.cuda_device import CudaDevice
 from octavo.runner.device_start import start_on_device
+from octavo.runner.encoder_runner import EncoderRunner
 from octavo.runner.input_batch import InputBatch
 from octavo.runner.kv_cache import KVCacheLayout
 from octavo.runner.model_runner import ModelRunner
@@ -48,7 +48,7 @@ def create_executor(
 
 
 def create_executor_for(
-    model: Decoder,
+    model: Model,
     config: EngineConfig,
     device: torch.device,
     dtype: torch.dtype,
@@ -56,19 +56,24 @@ def create_executor_for(
 ) -> Executor:
     """Makes a model ready that is on the device already. `config` is resolved; dtype: of queries, keys and values."""
     layout = layout_of(model.spec, config, dtype)
-    if device.type == "cuda":
+    if device.type == "cuda" and isinstance(model, Decoder):
         return start_on_device(model, layout, config, CudaDevice(device), on_progress)
     on_progress("warm up", 0.0)
     keep_freed_memory()
     assert config.max_num_seqs is not None and config.max_model_len is not None
     batch = InputBatch(config.max_num_seqs, config.max_model_len, config.block_size, model.spec.vocab_size)
-    runner = ModelRunner(model, layout.allocate(layout.num_blocks(config), device), batch)
+    kv_caches = layout.allocate(layout.num_blocks(config), device)
+    runner: ModelRunner | EncoderRunner
+    if isinstance(model, Decoder):
+        runner = ModelRunner(model, kv_caches, batch)
+    else:
+        runner = EncoderRunner(model, kv_caches, batch)
     runner.warm_up()
     on_progress("warm up", 1.0)
     return runner
 
 
-def layout_of(spec: DecoderSpec, config: EngineConfig, dtype: torch.dtype) -> KVCacheLayout:
+def layout_of(spec: ModelSpec, config: EngineConfig, dtype: torch.dtype) -> KVCacheLayout:
     """The KV cache of a model that computes in `dtype`."""
     kept = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
     return KVCacheLayout(spec.num_layers, spec.num_kv_heads, spec.head_dim, config.block_size, kept)
@@ -94,13 +99,17 @@ def _device(config: EngineConfig) -> torch.device:
 def dtype_of(config: EngineConfig, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """The one asked for; else the checkpoint's own where the device computes with it, and float32 where it does not.
 
-    A checkpoint that names none (GGUF) counts as bfloat16. float32 holds every float16 and bfloat16 number exactly.
+    A checkpoint that names none counts as bfloat16 (GGUF), or as float32 if it is an encoder's, which is small. float32
+    holds every float16 and bfloat16 number exactly.
     """
     if config.dtype != "auto":
         return _DTYPES[config.dtype]
-    named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "bfloat16"
+    unnamed = "float32" if checkpoint.is_encoder else "bfloat16"
+    named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or unnamed
     if named not in _DTYPES:
         raise ModelLoadError(f"config.json: dtype {shorten(named)} is not supported; known are {', '.join(_DTYPES)}")
+    if device.type == "cuda" and checkpoint.is_encoder:
+        return _DTYPES[named]
     if device.type == "cuda":
         return torch.float16 if named == "float16" else torch.bfloat16
     return torch.bfloat16 if named == "bfloat16" and has_native_bfloat16() else torch.float32

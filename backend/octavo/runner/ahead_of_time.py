@@ -19,6 +19,7 @@ from octavo.kernels import language
 from octavo.kernels.ahead_of_time import compiling
 from octavo.models import shape_model
 from octavo.models.config import Quantisation
+from octavo.models.decoder import Decoder
 from octavo.runner import dtype_of, layout_of
 from octavo.runner.device import DeviceMemory
 from octavo.runner.device_runner import DeviceRunner
@@ -77,6 +78,8 @@ def compile_kernels(
     """
     if not language.HAS_TRITON:
         raise ModelLoadError("compiling kernels needs the package triton: install octavo[triton-language]")
+    if checkpoint.is_encoder:
+        raise ModelLoadError("an encoder has no kernels to compile yet: it runs on a CPU")
     config = resolve(replace(config, device="cuda"), checkpoint)
     with compiling(capability, on_kernel):
         runner = shape_runner(config, checkpoint)
@@ -90,6 +93,7 @@ def shape_runner(config: EngineConfig, checkpoint: Checkpoint) -> DeviceRunner:
     dtype = dtype_of(config, checkpoint, torch.device("cuda"))
     weights = "fp8" if config.quantization == "fp8" else None
     model = shape_model(checkpoint, dtype, Quantisation(weights, config.kv_cache_dtype == "fp8"))
+    assert isinstance(model, Decoder)
     layout = layout_of(model.spec, config, dtype)
     return start_on_device(model, layout, config, ShapeDevice(), lambda phase, fraction: None)
 

@@ -165,6 +165,8 @@ class DeviceRunner:
             self._batch.append_unknown(step.rows[row.index])
         if on_host or self._batch.wants_prompt_logprobs[step.rows].any():
             self._host_rows.draw(step, arrays, on_host, output)
+        if arrays.pools.any():
+            self._host_rows.pool(step, arrays, output)
         return LaunchedStep(output, awaited, drawn, arrival)
 
     def _launch(

@@ -1,11 +1,11 @@
-"""HostRows: what the device's sampler does not do, done by the CPU's: the host waits for the logits meanwhile.
+"""HostRows: what the device does not do by itself, done by the CPU: the host waits for what it needs meanwhile.
 
-That is prompt logprobs, and rows that its tables cannot hold. Knows hidden states and logits; nothing of the batch.
+That is prompt logprobs, rows that the sampler's tables cannot hold, and vectors of prompts. Knows nothing of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from octavo.core.step import ModelRunnerOutput, SchedulerOutput
 from octavo.runner.device import Device
 from octavo.runner.input_batch import InputBatch, Integers, StepArrays
+from octavo.runner.pooler import add_embedding
 from octavo.runner.prompt_logprobs import prompt_spans
 from octavo.runner.sampler import NOT_FINITE, Sampler
 from octavo.runner.step_work import StepWork
@@ -41,6 +42,10 @@ class HostRows:
         self._logits = torch.zeros(_NUM_ROWS, vocab_size, device=device.torch_device)
         pinned = device.pinned(-(-_NUM_ROWS * vocab_size // 2)).view(torch.float32)
         self._arrived = pinned[: _NUM_ROWS * vocab_size].view(_NUM_ROWS, vocab_size)
+        hidden_size = work.model.spec.hidden_size
+        self._states = torch.zeros(_NUM_ROWS, hidden_size, device=device.torch_device)
+        pinned = device.pinned(-(-_NUM_ROWS * hidden_size // 2)).view(torch.float32)
+        self._arrived_states = pinned[: _NUM_ROWS * hidden_size].view(_NUM_ROWS, hidden_size)
         self._numbers = device.pinned(2 * _NUM_ROWS)
 
     def of(self, step: SchedulerOutput, drawing: Integers) -> list[int]:
@@ -68,8 +73,24 @@ class HostRows:
             self._sample(step, left[done : done + len(logits)], logits, output)
             done += len(logits)
 
+    def pool(self, step: SchedulerOutput, arrays: StepArrays, output: ModelRunnerOutput) -> None:
+        """After the step was launched: the vectors of the rows that pool in it, which are decoders' last tokens."""
+        pooling = np.flatnonzero(arrays.pools)
+        parts = self._rows_of(
+            arrays.cu_seqlens_q[1:][pooling] - 1, lambda hidden: hidden, self._states, self._arrived_states
+        )
+        states = (row for part in parts for row in torch.from_numpy(part).unsqueeze(1))
+        for index, state in zip(pooling.tolist(), states, strict=True):
+            add_embedding(index, state, self._batch.new_row(step.rows[index]), output)
+
     def _logits_of(self, tokens: Integers) -> Iterator[NDArray[np.float32]]:
         """Logits of the named tokens of the step, fp32 [n, V] at a time; each is overwritten by the next."""
+        return self._rows_of(tokens, self._work.model.compute_logits, self._logits, self._arrived)
+
+    def _rows_of(
+        self, tokens: Integers, compute: Callable[[Tensor], Tensor], computed: Tensor, arrived: Tensor
+    ) -> Iterator[NDArray[np.float32]]:
+        """What `compute` makes of the hidden states of the named tokens, by way of `computed` into pinned `arrived`."""
         for begin in range(0, len(tokens), _NUM_ROWS):
             part = tokens[begin : begin + _NUM_ROWS]
             self._numbers[: len(part)] = torch.from_numpy(part)
@@ -77,12 +98,12 @@ class HostRows:
 
             def work(count: int = count) -> None:
                 assert self._hidden is not None
-                places = self._numbers[:count].to(self._logits.device, non_blocking=True)
-                self._logits[:count].copy_(self._work.model.compute_logits(self._hidden.index_select(0, places)))
+                places = self._numbers[:count].to(computed.device, non_blocking=True)
+                computed[:count].copy_(compute(self._hidden.index_select(0, places)))
 
             self._device.launch(work)
-            self._device.fetch(self._logits[:count], self._arrived[:count]).wait()
-            yield self._arrived[:count].numpy()
+            self._device.fetch(computed[:count], arrived[:count]).wait()
+            yield arrived[:count].numpy()
 
     def _sample(
         self, step: SchedulerOutput, indices: Sequence[int], logits: NDArray[np.float32], output: ModelRunnerOutput

@@ -23,7 +23,8 @@ class StepArrays:
     """One step of T tokens in B rows, parallel to `SchedulerOutput.rows`: int64, see AttentionMetadata for the names.
 
     rows, seq_lens: [B]; cu_seqlens_q: [B + 1]; token_ids, positions, slot_mapping: [T]. Token -1 - r is the one that
-    row r sampled last and only the device knows. samples: bool [B], whether the row's range ends at its last token.
+    row r sampled last and only the device knows. samples, pools: bool [B], whether the row's
+    range ends at its last token and it then brings a token, or a vector.
     """
 
     rows: Integers
@@ -33,6 +34,7 @@ class StepArrays:
     positions: Integers
     slot_mapping: Integers
     samples: NDArray[np.bool_]
+    pools: NDArray[np.bool_]
 
     @property
     def num_scheduled_tokens(self) -> Integers:
@@ -59,6 +61,7 @@ class InputBatch:
         self.new_rows: list[NewRow | None] = [None] * max_num_seqs
         self._sampling_rows: list[SamplingRow | None] = [None] * max_num_seqs
         self.wants_prompt_logprobs = np.zeros(max_num_seqs, np.bool_)
+        self.wants_embedding = np.zeros(max_num_seqs, np.bool_)
 
     def apply(self, step: SchedulerOutput) -> None:
         """Removals, new rows and new blocks of one step, in this order."""
@@ -82,6 +85,7 @@ class InputBatch:
         self.block_table[row, : len(new.block_table)] = new.block_table
         self.num_blocks[row] = len(new.block_table)
         self.wants_prompt_logprobs[row] = new.prompt_logprobs
+        self.wants_embedding[row] = new.pooling is not None
 
     def append_token(self, row: int, token_id: int) -> None:
         """The sampled token becomes the row's next token."""
@@ -133,6 +137,7 @@ class InputBatch:
         positions = np.arange(ends[-1]) + np.repeat(computed - ends + scheduled, scheduled)
         row_of_token = np.repeat(rows, scheduled)
         blocks = self.block_table[row_of_token, positions // self.block_size].astype(np.int64)
+        is_at_end = seq_lens == self.num_tokens[rows]
         return StepArrays(
             rows=rows,
             seq_lens=seq_lens,
@@ -140,7 +145,8 @@ class InputBatch:
             token_ids=self.token_ids[row_of_token, positions].astype(np.int64),
             positions=positions,
             slot_mapping=blocks * self.block_size + positions % self.block_size,
-            samples=seq_lens == self.num_tokens[rows],
+            samples=is_at_end & ~self.wants_embedding[rows],
+            pools=is_at_end & self.wants_embedding[rows],
         )
 
 

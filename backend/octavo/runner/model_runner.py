@@ -15,17 +15,19 @@ from torch import Tensor
 from octavo.core.step import ModelRunnerOutput, NewRow, SchedulerOutput
 from octavo.kernels import native
 from octavo.kernels.gather_rows import gather_rows
-from octavo.kernels.paged_attention import AttentionMetadata
 from octavo.models.decoder import Decoder
 from octavo.runner.input_batch import InputBatch, StepArrays
 from octavo.runner.kv_cache import copy_blocks
+from octavo.runner.pooler import add_embeddings
 from octavo.runner.prompt_logprobs import prompt_spans
 from octavo.runner.sampler import NOT_FINITE, Sampler
+from octavo.runner.step_metadata import step_metadata
 from octavo.sampling_params import SamplingParams
 
 # Prompt positions whose logits are held at once: 64 rows of a 128k vocabulary are 32 MiB.
 _LOGITS_ROWS = 64
 _WARM_UP_TOKENS = (32, 1)
+_CPU = torch.device("cpu")
 
 
 class ModelRunner:
@@ -75,23 +77,13 @@ class ModelRunner:
         if step.rows:
             arrays = self._batch.arrays(step)
             token_ids, positions = torch.from_numpy(arrays.token_ids), torch.from_numpy(arrays.positions)
-            hidden = self._model(token_ids, positions, self._kv_caches, self._metadata(arrays))
+            metadata = step_metadata(self._batch, arrays, _CPU)
+            hidden = self._model(token_ids, positions, self._kv_caches, metadata)
             self._add_prompt_logprobs(step, arrays, hidden, output)
             self._sample(step, arrays, hidden, output)
+            if arrays.pools.any():
+                add_embeddings(step, arrays, self._batch, hidden, output)
         return output
-
-    def _metadata(self, arrays: StepArrays) -> AttentionMetadata:
-        batch = self._batch
-        max_seq_len = int(arrays.seq_lens.max())
-        max_blocks = -(-max_seq_len // batch.block_size)
-        return AttentionMetadata(
-            cu_seqlens_q=torch.from_numpy(arrays.cu_seqlens_q.astype(np.int32)),
-            seq_lens=torch.from_numpy(arrays.seq_lens.astype(np.int32)),
-            block_table=torch.from_numpy(batch.block_table[arrays.rows, :max_blocks]),
-            slot_mapping=torch.from_numpy(arrays.slot_mapping),
-            max_seqlen_q=int(arrays.num_scheduled_tokens.max()),
-            max_seq_len=max_seq_len,
-        )
 
     def _sample(self, step: SchedulerOutput, arrays: StepArrays, hidden: Tensor, output: ModelRunnerOutput) -> None:
         """Draws the next token of each row whose range ends at its last token; it becomes part of the row."""

@@ -28,4 +28,5 @@ def largest_null_step(max_num_batched_tokens: int, row: int, max_num_seqs: int, 
         positions=np.arange(ends[-1]) - np.repeat(ends - counts, counts),
         slot_mapping=np.zeros(ends[-1], np.int64),
         samples=np.ones(num_rows, np.bool_),
+        pools=np.zeros(num_rows, np.bool_),
     )

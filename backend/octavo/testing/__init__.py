@@ -7,6 +7,7 @@ from octavo.testing.fake_executor import (
     PacedModelRunner,
     create_fake_executor,
     create_paced_executor,
+    fake_embedding,
     fake_token,
     mix,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "check_host",
     "create_fake_executor",
     "create_paced_executor",
+    "fake_embedding",
     "fake_token",
     "make_fake_model",
     "mix",

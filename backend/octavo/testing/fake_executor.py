@@ -6,6 +6,7 @@ mistakes cannot hide.
 
 from __future__ import annotations
 
+import struct
 import time
 from dataclasses import dataclass
 
@@ -34,6 +35,14 @@ def fake_token(token_ids: list[int], seed: int) -> int:
     for token_id in token_ids:
         state = mix(state, token_id)
     return 32 + mix(state, seed & _MASK) % 95
+
+
+def fake_embedding(token_ids: list[int]) -> list[float]:
+    """The vector that the fake executor makes of a prompt, whatever its PoolingParams: 8 multiples of 1/8 below 1."""
+    state = 0
+    for token_id in token_ids:
+        state = mix(state, token_id)
+    return [(state >> 3 * place & 7) / 8 for place in range(8)]
 
 
 @dataclass(slots=True)
@@ -94,8 +103,10 @@ class FakeModelRunner:
         if row.new.prompt_logprobs:
             last = min(start + count, row.new.num_prompt_tokens - 1)
             output.prompt_logprobs[i] = [_certain(row.token_ids[p + 1]) for p in range(start, last)]
-        if start + count < len(row.token_ids):
+        if start + count < len(row.token_ids) or row.new.pooling is not None:
             output.sampled_token_ids.append([])
+            if start + count == len(row.token_ids):
+                output.embeddings[i] = struct.pack("<8f", *fake_embedding(row.token_ids))
             return
         token_id = 32 + mix(state, row.new.seed & _MASK) % 95
         row.token_ids.append(token_id)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lines import Collector, Item, Outcome, serve
 
-from octavo.config import EngineConfig
+from octavo.config import NOBODY_WAITS_S, EngineConfig
 from octavo.engine import Engine
 from octavo.request import EngineRequest
 from octavo.sampling_params import SamplingParams
@@ -19,7 +19,7 @@ class Octavo:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         chosen = {name: settings[name] for name in ("model", "quantization") if settings.get(name)}
-        mapping = {"dtype": "bfloat16", "num_threads": settings["threads"]} | chosen
+        mapping = {"dtype": "bfloat16", "num_threads": settings["threads"], "itl_budget_s": NOBODY_WAITS_S} | chosen
         self._engine = Engine.from_config(EngineConfig.from_mapping(mapping))
         self._num_runs = 0
         self.version = metadata.version("octavo")
