@@ -1,6 +1,7 @@
 # make serve    set everything up and start a real Triton server with the embedded model
 # make kserve   set everything up and start a KServe predictor with the embedded model
 # make test     set everything up and run the tests (make test-all: the minutes-long ones too)
+# make bench    measure W1 to W4 against transformers (make peers: against vLLM, OpenVINO and llama.cpp)
 # make check    formatting, lint and types
 # make clean    remove what these commands have put into this folder
 PYTHON ?= python3
@@ -16,7 +17,7 @@ METRICS_PORT     ?= 8002
 MODEL_REPOSITORY ?= model_repository
 BACKEND_NAME     ?= octavo
 
-.PHONY: setup server serve kserve test test-all check bench clean
+.PHONY: setup server serve kserve test test-all check bench peers clean
 
 setup: $(VENV)/.ready
 
@@ -56,6 +57,10 @@ test-all: setup
 # BENCH_ARGS=--quick for a smoke run
 bench: setup
 	@$(PY) integration/bench/offline.py $(BENCH_ARGS)
+
+# PEERS_ARGS="--only octavo llama --workloads W1"; all of it takes an hour, on a machine that does nothing else
+peers: server
+	@$(PY) integration/bench/peers.py $(PEERS_ARGS)
 
 clean:
 	@rm -rf $(VENV) $(SERVER) build dist *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,9 @@ _SHARE = 0.2
 _FEWEST_OBSERVED = 16
 # A prompt goes on even where the budget leaves nothing.
 _FEWEST_TOKENS = 16
+# Steps with prompts after which the streams run one step alone, so that it is known what that takes now.
+_STEPS_BETWEEN_PROBES = 64
+_LEAST_TOKEN_S = 1e-9
 
 
 class StepBudget:
@@ -26,6 +29,7 @@ class StepBudget:
         self._limit_s = limit_s
         self._slowdown = slowdown
         self._plain_s: dict[int, float] = {}
+        self._num_since_plain: dict[int, int] = {}
         self._token_s: float | None = None
 
     def observe(self, num_scheduled_tokens: list[int], duration_s: float) -> None:
@@ -33,28 +37,31 @@ class StepBudget:
         num_prompt_tokens = sum(count for count in num_scheduled_tokens if count > 1)
         size = num_scheduled_tokens.count(1).bit_length()
         if num_prompt_tokens == 0:
-            self._plain_s[size] = _average(self._plain_s.get(size), duration_s)
-        elif num_prompt_tokens >= _FEWEST_OBSERVED:
-            if size and size not in self._plain_s and self._token_s:
-                # While prompts keep coming there is no step without them: what is left says what the streams cost.
-                self._plain_s[size] = max(duration_s - num_prompt_tokens * self._token_s, self._plain(size))
-                return
-            added_s = max(duration_s - self._plain(size), 0.0) if size else duration_s
+            # What disturbs a step makes it longer, never shorter.
+            known_s = self._plain_s.get(size, duration_s)
+            self._plain_s[size] = min(_average(known_s, duration_s), duration_s)
+            self._num_since_plain[size] = 0
+            return
+        self._num_since_plain[size] = self._num_since_plain.get(size, 0) + 1
+        if num_prompt_tokens >= _FEWEST_OBSERVED and (not size or size in self._plain_s):
+            added_s = max(duration_s - self._plain_s.get(size, 0.0), 0.0) if size else duration_s
             self._token_s = _average(self._token_s, added_s / num_prompt_tokens)
 
     def num_prompt_tokens(self, num_streams: int) -> int | None:
-        """How many tokens of prompts a step with so many streams in it may take; None for as many as there are."""
-        size = num_streams.bit_length()
-        limit_s = self._limit_s
-        if limit_s is None and self._slowdown is not None and size in self._plain_s:
-            limit_s = self._slowdown * self._plain_s[size]
-        if not size or limit_s is None or not self._token_s:
-            return None
-        return max(int((limit_s - self._plain(size)) / self._token_s), _FEWEST_TOKENS)
+        """How many tokens of prompts a step with so many streams in it may take; None for as many as there are.
 
-    def _plain(self, size: int) -> float:
-        """Seconds of a step without prompts: more streams take at least as long as fewer. 0 where nothing is known."""
-        return max((seconds for known, seconds in self._plain_s.items() if known <= size), default=0.0)
+        0 now and then, so that the streams run alone and it is seen what they take.
+        """
+        size = num_streams.bit_length()
+        if not size or (self._limit_s is None and self._slowdown is None):
+            return None
+        plain_s = self._plain_s.get(size)
+        if plain_s is None or self._num_since_plain[size] >= _STEPS_BETWEEN_PROBES:
+            return 0
+        if self._token_s is None:
+            return None
+        limit_s = (self._slowdown or 1.0) * plain_s if self._limit_s is None else self._limit_s
+        return max(int((limit_s - plain_s) / max(self._token_s, _LEAST_TOKEN_S)), _FEWEST_TOKENS)
 
 
 def _average(known: float | None, observed: float) -> float:
