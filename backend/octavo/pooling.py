@@ -48,8 +48,10 @@ def is_made_for_vectors(checkpoint: Checkpoint) -> bool:
 def read_pooling(checkpoint: Checkpoint) -> Pooling:
     """What modules.json says; without one the mean for an encoder, the last token for a decoder, of length 1.
 
-    Raises ModelLoadError for modules that would change the vectors and are not supported.
+    Raises ModelLoadError for modules that would change the vectors and are not supported, and for dimensions that are
+    none.
     """
+    _check_listed(checkpoint)
     kind = PoolingKind.MEAN if checkpoint.is_encoder else PoolingKind.LAST
     file = checkpoint.path / "modules.json"
     if not file.is_file():
@@ -81,7 +83,7 @@ def check_dimensions(checkpoint: Checkpoint, asked: int) -> None:
     Kusupati et al. 2022, arXiv 2205.13147. config.json says `is_matryoshka`, or lists `matryoshka_dimensions`.
     """
     size, listed = checkpoint.config.get("hidden_size"), checkpoint.config.get("matryoshka_dimensions")
-    if isinstance(listed, list):
+    if listed:
         allowed, said = {size, *listed}, f"one of {', '.join(map(str, sorted(listed)))}"
     elif checkpoint.config.get("is_matryoshka") and isinstance(size, int):
         allowed, said = set(range(1, size + 1)), f"at most {size}"
@@ -89,6 +91,15 @@ def check_dimensions(checkpoint: Checkpoint, asked: int) -> None:
         allowed, said = {size}, f"null or {size}: the model has no shorter vectors"
     if asked not in allowed:
         raise InvalidRequest("dimensions", asked, said)
+
+
+def _check_listed(checkpoint: Checkpoint) -> None:
+    listed = checkpoint.config.get("matryoshka_dimensions")
+    is_list = isinstance(listed, list) and all(type(length) is int and length > 0 for length in listed)
+    if listed is not None and not is_list:
+        raise ModelLoadError(
+            f"config.json: matryoshka_dimensions is {shorten(listed)}; expected a list of whole numbers above 0"
+        )
 
 
 def _read_modules(file: Path) -> list[tuple[str, str]]:

@@ -67,11 +67,14 @@ def read_keys(file: str | None, environment: Mapping[str, str]) -> tuple[str, ..
     return tuple(keys)
 
 
-def _shown(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The value of the Authorization header, or of the one in which clients of Anthropic's API have a key."""
+def _shown(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str | None, str | None]:
+    """What the Authorization header shows, and the one in which clients of Anthropic's API have a key.
+
+    Either may open: in front of a server, the first may be that of a proxy.
+    """
     found = {name: value.decode("latin-1") for name, value in reversed(list(headers))}
     key = found.get(b"x-api-key")
-    return found.get(b"authorization") or (None if key is None else _SCHEME + key)
+    return found.get(b"authorization"), None if key is None else _SCHEME + key
 
 
 class KeyCheck:
@@ -84,7 +87,8 @@ class KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401."""
         if scope["type"] == "http" and not OPEN_PATHS.fullmatch(scope["path"]):
-            if not self._keys.allow(_shown(scope["headers"])):
+            opens = [self._keys.allow(shown) for shown in _shown(scope["headers"])]
+            if not any(opens):
                 await error_response(scope["path"], Unauthorized())(scope, receive, send)
                 return
         elif scope["type"] == "websocket":

@@ -26,8 +26,12 @@ ANTHROPIC_TYPES = {
 
 
 def json_bytes(value: object) -> bytes:
-    """JSON as short as it gets. Half a surrogate pair, which UTF-8 cannot hold, becomes the escape that JSON has."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+    """JSON as short as it gets. Half a surrogate pair, which UTF-8 cannot hold, becomes the escape that JSON has.
+
+    Raises ValueError for NaN and infinity, which JSON has not.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
 
 
 class JSONReply(Response):

@@ -210,6 +210,15 @@ def test_replay_skips_children_that_had_ended(make_engine, make_request):
     assert tokens(found["a", 2]) == expected(PROMPT, 4, index=2)
 
 
+@pytest.mark.parametrize(("num_emitted", "context", "most"), [(8, 256, 8), (9, 256, 8), (3, 24, 3)])
+def test_a_replay_that_may_have_no_further_token_is_refused(make_engine, make_request, num_emitted, context, most):
+    engine = make_engine(max_model_len=context)
+    emitted = [PROMPT[:1], PROMPT[:num_emitted]]
+    with pytest.raises(PromptTooLong, match=rf"{num_emitted} tokens of output .*child 1.* at most {most} .* 21 tokens"):
+        engine.add_request(make_request("a", PROMPT, n=2, emitted_token_ids=emitted, finished=[False, False]))
+    assert not engine.has_work
+
+
 def test_what_can_never_run_is_refused_with_both_numbers(make_engine, make_request):
     engine = make_engine(num_blocks=9)
     with pytest.raises(PromptTooLong, match=r"300 tokens.*256"):

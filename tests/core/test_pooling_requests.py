@@ -122,8 +122,33 @@ def test_the_prompt_may_be_as_long_as_the_context(make_engine, make_request):
 
 def test_one_that_no_kv_cache_can_hold_is_refused(make_engine, make_request):
     engine = make_engine(num_blocks=8)
-    with pytest.raises(PromptTooLong, match=r"15 KV blocks.* 7"):
+    with pytest.raises(PromptTooLong, match=r"15 KV blocks.* 7") as caught:
         engine.add_request(make_request("a", PROMPT, pooling=LAST, max_tokens=1))
+    assert "max_tokens" not in str(caught.value)
+
+
+def test_every_token_of_a_prompt_needs_a_slot(fake_model):
+    config = EngineConfig(
+        model=str(fake_model), executor="octavo.testing:create_fake_executor", runner="pooling",
+        num_gpu_blocks_override=9, block_size=4,
+    )  # fmt: skip
+    assert Engine.from_config(config).config.max_model_len == 32
+
+
+@pytest.mark.parametrize(("runner", "beside"), [("pooling", [31]), ("generate", [])])
+def test_no_prompt_waits_for_the_last_token_of_another_where_nobody_streams(
+    async_scheduling, make_request, runner, beside
+):
+    config = EngineConfig(
+        block_size=4, max_model_len=64, max_num_seqs=8, max_num_batched_tokens=32, long_prefill_token_threshold=16,
+        async_scheduling=async_scheduling, runner=runner,
+    )  # fmt: skip
+    executor = Watched(64, 4)
+    engine = Engine(config, executor)
+    engine.add_request(make_request("a", PROMPT[:17], pooling=LAST, max_tokens=1))
+    engine.add_request(make_request("b", PROMPT[::-1], pooling=LAST, max_tokens=1))
+    drain(engine)
+    assert executor.steps[:2] == [[16, 16], [1, *beside]]
 
 
 def test_an_aborted_one_brings_no_vector(make_engine, make_request):

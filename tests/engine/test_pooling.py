@@ -95,6 +95,14 @@ def test_prompts_may_be_as_long_as_the_context(fake_model: Path) -> None:
     assert llm.embed([[1, 2, 3]], PoolingParams(truncate_prompt_tokens=2))[0].tolist() == fake_embedding([1, 2])
 
 
+def test_a_prompt_may_fill_the_kv_cache(fake_model: Path) -> None:
+    llm = LLM(str(fake_model), executor=FAKE, runner="pooling", block_size=16, num_gpu_blocks_override=5)
+    assert llm.embed("x" * 64)[0].tolist() == expected("x" * 64)
+    assert llm.embed("x" * 65, PoolingParams(truncate_prompt_tokens=-1))[0].tolist() == expected("x" * 64)
+    with pytest.raises(PromptTooLong, match=r"65 tokens.* 64 tokens"):
+        llm.embed("x" * 65)
+
+
 def test_fewer_dimensions_are_for_models_that_were_trained_for_them(model_with: Callable[..., str]) -> None:
     plain = LLM(model_with(hidden_size=8), executor=FAKE, runner="pooling")
     assert plain.embed("abc", PoolingParams(dimensions=8))[0].tolist() == expected("abc")

@@ -112,6 +112,12 @@ def test_a_broken_list_of_modules_fails_the_load(tmp_path: Path, text: str) -> N
         read_pooling(opened(tmp_path))
 
 
+@pytest.mark.parametrize("listed", [["2", 4], [2, None], [0], [True], "4", 4])
+def test_dimensions_that_are_none_fail_the_load(tmp_path: Path, listed: object) -> None:
+    with pytest.raises(ModelLoadError, match="matryoshka_dimensions is"):
+        read_pooling(opened(tmp_path, matryoshka_dimensions=listed))
+
+
 def test_the_mean_of_a_decoder_fails_the_load(tmp_path: Path) -> None:
     write_modules(tmp_path, ["Transformer", "Pooling"])
     with pytest.raises(ModelLoadError, match="'mean' is not supported for a decoder"):

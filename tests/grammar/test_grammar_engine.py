@@ -138,6 +138,21 @@ def test_a_text_that_follows_a_grammar_joins_each_step_unless_most_texts_follow_
     assert abs(num_steps - num_tokens * (num_turns if engine.config.async_scheduling else 1)) <= 2
 
 
+def test_texts_that_wait_are_not_among_those_that_follow_a_grammar(
+    make_engine: Callable[..., Engine], ask: MakeRequest
+) -> None:
+    engine = make_engine(max_num_seqs=2)
+    run = Run(engine, *(ask(f"plain {i}", None, stop_token_ids=()) for i in range(2)))
+    run.until(lambda: len(engine.scheduler.running) == 2)
+    for i in range(2):
+        waiting = Sequence(ask(f"waiting {i}"), 0, 2 + i)
+        engine.scheduler.grammars[waiting] = SetMask([1])
+        engine.scheduler.add(waiting)
+    assert not engine._mostly_follows_grammars
+    engine.scheduler.grammars[engine.scheduler.running[0]] = SetMask([1])
+    assert engine._mostly_follows_grammars
+
+
 def test_at_its_end_a_grammar_outweighs_min_tokens_and_ignore_eos(engine: Engine, ask: MakeRequest) -> None:
     digits = StructuredOutputs("regex", "[0-9]{3}")
     ignoring = ask("a", digits, stop_token_ids=(), ignore_eos=True)

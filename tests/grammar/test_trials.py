@@ -83,6 +83,20 @@ def test_a_grammar_that_takes_too_long_is_refused_for_a_while(
     assert tried.error_of(LARGE) is None
 
 
+def test_the_limit_of_time_holds_where_the_engine_does_not_hear_its_signal(
+    start: Callable[[], Trials], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "LONGEST_TRIAL_S", 1e-3)
+    disposition = signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
+    try:
+        tried = start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGPROF, disposition)
+    assert error_of(tried, LARGE) == "one that takes less than 0.001 s to compile"
+
+
 def test_the_short_ones_go_first(start: Callable[[], Trials]) -> None:
     tried = start()
     assert tried.error_of(LARGE) is None
@@ -107,6 +121,19 @@ def test_a_grammar_is_not_refused_for_a_process_that_dies_once(start: Callable[[
     os.kill(first, signal.SIGKILL)
     assert error_of(tried, SMALL) == ""
     assert tried.pid != first
+
+
+def test_a_trial_withdrawn_while_it_runs_is_not_begun_anew(start: Callable[[], Trials]) -> None:
+    tried = start()
+    first = begun(tried, SMALL)
+    tried.withdraw(SMALL)
+    os.kill(first, signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE_S
+    while tried.pid == first:
+        assert time.monotonic() < deadline
+        tried.turn(0.01)
+    assert tried._running is None and not tried._queue and not tried._suspects
+    assert error_of(tried, SMALL) == "", "whoever asks again has it tried"
 
 
 def test_time_in_which_a_process_was_not_let_run_does_not_count(

@@ -68,6 +68,18 @@ def test_blocks_are_messages_in_their_order() -> None:
     ]
 
 
+def test_a_tool_that_failed_says_so() -> None:
+    for is_error, expected in ((True, "Error: 8"), (False, "8"), (None, "8")):
+        said = [HELLO, {"role": "user", "content": [RESULT | {"is_error": is_error}]}]
+        assert prompt(messages=said).messages[-1]["content"] == expected
+
+
+def test_what_is_said_behind_a_call_does_not_part_it_from_its_result() -> None:
+    said = [HELLO, {"role": "assistant", "content": [USE, text("Well.")]}, {"role": "user", "content": [RESULT]}]
+    _, turn, result = prompt(messages=said).messages
+    assert (turn["content"], len(turn["tool_calls"]), result["role"]) == ("Well.", 1, "tool")
+
+
 def test_what_only_its_author_can_read_is_passed_over() -> None:
     said = [HELLO, {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}, USE]}]
     assert "reasoning_content" not in prompt(messages=said).messages[-1]

@@ -17,9 +17,9 @@ from pydantic import TypeAdapter
 
 import octavo
 from octavo import FinishReason
-from octavo_kserve.anthropic.blocks import INVALID_JSON
 from octavo_kserve.anthropic.schemas import ANTHROPIC_SCHEMAS
 from octavo_kserve.anthropic.writer import AnthropicWriter
+from octavo_kserve.openai.arguments import INVALID_JSON
 from octavo_kserve.replies import json_bytes
 
 EVENT: TypeAdapter[RawMessageStreamEvent] = TypeAdapter(RawMessageStreamEvent)
@@ -127,9 +127,22 @@ def test_an_answer_says_how_it_ended(
     assert events[0]["message"]["stop_reason"] is None and events[0]["message"]["content"] == []
 
 
-def test_arguments_that_are_no_object_are_shown_as_they_are() -> None:
-    (call,) = whole('<tool_call>{"name": "look", "arguments": {"at"', FinishReason.LENGTH)["content"]
-    assert call["input"] == {INVALID_JSON: '{"at"'}
+@pytest.mark.parametrize("end", [FinishReason.STOP, FinishReason.LENGTH])
+@pytest.mark.parametrize("arguments", ['{"at"', '{"at": [tr', '{"at": True}', '{"at": NaN}', '{"at": 1e999}'])
+def test_arguments_that_are_no_object_are_shown_as_they_are(arguments: str, end: FinishReason) -> None:
+    text = '<tool_call>{"name": "look", "arguments": ' + arguments
+    message = whole(text, end)
+    (call,) = message["content"]
+    assert call["input"] == {INVALID_JSON: arguments}
+    assert put_together(streamed(list(text), end)) == without_ids(message)
+
+
+def test_streamed_arguments_come_in_one_piece_when_they_are_whole() -> None:
+    events = streamed(list(CALL))
+    assert [event["type"] for event in events[1:4]] == [
+        "content_block_start", "content_block_delta", "content_block_stop"
+    ]  # fmt: skip
+    assert json.loads(events[2]["delta"]["partial_json"]) == {"at": "é"}
 
 
 @pytest.mark.parametrize("depth", [150, 900])

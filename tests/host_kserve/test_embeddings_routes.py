@@ -22,6 +22,7 @@ from octavo_kserve.served_model import Models, ServedModel
 
 pytestmark = pytest.mark.slow
 
+TOO_LONG = "x" * 60_000
 TEXTS = ["The sea", "A ship", "A desk", "The sea"]
 
 
@@ -125,9 +126,10 @@ def test_the_documents_most_like_the_query_come_first(plain: httpx2.Client) -> N
     [
         ("embeddings", {}, "input"),
         ("embeddings", {"input": []}, "input"),
-        ("embeddings", {"input": ["a", ""]}, "input"),
+        ("embeddings", {"input": ["a", ""]}, "input[1]"),
         ("embeddings", {"input": [[1], "a"]}, "input[1]"),
         ("embeddings", {"input": [99_999]}, "input[0]"),
+        ("embeddings", {"input": [[1], [2, 99_999]]}, "input[1][1]"),
         ("embeddings", {"input": ["a"] * 1025}, "input"),
         ("embeddings", {"input": "a", "encoding_format": "hex"}, "encoding_format"),
         ("embeddings", {"input": "a", "dimensions": 3}, "dimensions"),
@@ -135,6 +137,7 @@ def test_the_documents_most_like_the_query_come_first(plain: httpx2.Client) -> N
         ("score", {"text_1": "a"}, "text_2"),
         ("score", {"text_1": ["a", 5], "text_2": "a"}, "text_1[1]"),
         ("score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "text_2"),
+        ("score", {"text_1": ["a"] * 513, "text_2": ["b"] * 513}, "text_2"),
         ("rerank", {"documents": ["a"]}, "query"),
         ("rerank", {"query": "a", "documents": "b"}, "documents"),
         ("rerank", {"query": "a", "documents": []}, "documents"),
@@ -145,6 +148,22 @@ def test_the_documents_most_like_the_query_come_first(plain: httpx2.Client) -> N
 def test_what_is_wrong_is_named(plain: httpx2.Client, path: str, body: dict[str, Any], param: str) -> None:
     reply = plain.post(f"/v1/{path}", json={"model": "mini", **body})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "named"),
+    [
+        ("embeddings", {"input": TOO_LONG}, "input"),
+        ("embeddings", {"input": ["a", TOO_LONG]}, "input[1]"),
+        ("score", {"text_1": TOO_LONG, "text_2": "a"}, "text_1"),
+        ("score", {"text_1": ["a", "b"], "text_2": ["c", TOO_LONG]}, "text_2[1]"),
+        ("rerank", {"query": "a", "documents": ["b", TOO_LONG]}, "documents[1]"),
+    ],
+)
+def test_which_text_is_too_long_is_told(plain: httpx2.Client, path: str, body: dict[str, Any], named: str) -> None:
+    error = plain.post(f"/v1/{path}", json={"model": "mini", **body}).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert error["message"].startswith(f"{named}: {len(TOO_LONG)} tokens are over the context")
 
 
 def test_the_other_task_is_refused_on_every_route_by_the_models_name(plain: httpx2.Client) -> None:

@@ -63,7 +63,11 @@ def test_of_two_headers_the_first_counts() -> None:
 
 def test_a_key_may_come_as_clients_of_anthropic_send_it() -> None:
     assert ask("/v1/messages", (b"x-api-key", b"a")) == [b"in"]
-    for headers in (((b"x-api-key", b"x"),), ((b"x-api-key", b""),), ((b"x-api-key", b"a"), (b"authorization", b"x"))):
+    for other in (b"Bearer x", b"Basic x", b""):
+        assert ask("/v1/messages", (b"authorization", other), (b"x-api-key", b"a")) == [b"in"]
+        assert ask("/v1/messages", (b"authorization", other), (b"x-api-key", b"x"))[0]["status"] == 401
+    assert ask("/v1/messages", (b"authorization", b"Bearer a"), (b"x-api-key", b"x")) == [b"in"]
+    for headers in (((b"x-api-key", b"x"),), ((b"x-api-key", b""),)):
         assert ask("/v1/messages", *headers)[0]["status"] == 401
     assert b'"type":"authentication_error"' in ask("/openai/v1/messages")[1]["body"]
 

@@ -270,5 +270,11 @@ def test_token_ids_and_prompt_logprobs_stand_where_vllm_has_them() -> None:
     assert (first["prompt_token_ids"], second["choices"][0]["token_ids"]) == ([97, 98, 99], [120])
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_json_has_not_is_never_sent(number: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        json_bytes({"a": [number]})
+
+
 def test_half_a_character_is_escaped() -> None:
     assert json_bytes({"a": "é\ud800"}) == '{"a":"é\\ud800"}'.encode()

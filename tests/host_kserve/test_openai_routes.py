@@ -180,7 +180,7 @@ def test_a_stream_is_events_up_to_done(plain: httpx2.Client) -> None:
         ("/v1/completions", {"prompt": "x", "temperature": 3}, 400, "temperature"),
         ("/v1/completions", {"prompt": "x", "stream": True, "n": 0}, 400, "n"),
         ("/v1/completions", {"prompt": "x", "seed": 2**64}, 422, "seed"),
-        ("/v1/completions", {"prompt": ["x", ""]}, 400, "prompt"),
+        ("/v1/completions", {"prompt": ["x", ""]}, 400, "prompt[1]"),
         ("/v1/completions", {"prompt": [99_999], "echo": True}, 400, "prompt[0]"),
         ("/v1/completions", {"prompt": [1] * CONTEXT, "stream": True}, 400, None),
         ("/v1/completions", {"prompt": "x", "model": "nope"}, 404, "model"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from octavo.text.reasoning import THINK
 from octavo.text.tool_formats import HERMES
 from octavo_kserve.errors import Unprocessable
 from octavo_kserve.openai.chat_request import read_chat
+from octavo_kserve.openai.depth import MOST_LEVELS
 from octavo_kserve.openai.fields import Fields
 from octavo_kserve.openai.request import GenerateRequest
 
@@ -95,10 +95,18 @@ def test_a_choice_that_cannot_be_is_refused_by_name(name: str, body: dict[str, A
     assert not isinstance(error, Unprocessable)
 
 
-def test_a_schema_nested_as_deeply_as_json_is_read_is_taken_or_refused() -> None:
-    for depth in range(700, 1000):
-        schema = '{"items": ' * depth + "{}" + "}" * depth
-        tools = f'[{{"type": "function", "function": {{"name": "f", "parameters": {schema}}}}}]'
-        body = f'{{"messages": [{{"role": "user"}}], "tool_choice": "required", "tools": {tools}}}'
-        with contextlib.suppress(octavo.InvalidRequest):
-            assert read_chat(Fields.of_body(body.encode()), models("m")).params.structured_outputs
+def asked_with_schema(levels: int, choice: Any) -> GenerateRequest:
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {"items": schema}
+    tools = [{"type": "function", "function": {"name": "look", "parameters": schema}}]
+    return read_chat(Fields({"messages": [{"role": "user"}], "tools": tools, "tool_choice": choice}), models("m"))
+
+
+@pytest.mark.parametrize("choice", [None, "auto", *(choice for choice, _, _ in FORCED)])
+def test_a_schema_nested_too_deeply_is_refused_by_name(choice: Any) -> None:
+    for levels in (MOST_LEVELS, 5000):
+        with pytest.raises(octavo.InvalidRequest, match=r"^tools: .* levels"):
+            asked_with_schema(levels, choice)
+    found = asked_with_schema(MOST_LEVELS // 2, choice).params.structured_outputs
+    assert (found is not None) == (choice not in (None, "auto"))

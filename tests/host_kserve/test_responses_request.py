@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import octavo
 from octavo.text.reasoning import THINK
 from octavo.text.tool_formats import HERMES
 from octavo_kserve.errors import Unprocessable
+from octavo_kserve.openai.arguments import INVALID_JSON
 from octavo_kserve.responses.request import LOGPROBS, REFUSED, ResponseRequest, read_response
 
 CALL = {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "look", "arguments": '{"at": "x"}'}
@@ -91,20 +93,34 @@ def test_an_answers_items_sent_back_are_one_turn_of_the_assistant() -> None:
     ]
 
 
-def test_what_the_assistant_says_or_thinks_behind_its_calls_is_another_turn() -> None:
+def test_what_the_assistant_says_or_thinks_is_one_turn_until_another_speaks() -> None:
     thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
     spoken = {"role": "assistant", "content": "Well."}
+    result = {"type": "function_call_output", "call_id": "c1", "output": "8"}
     turns = {
-        "call, text": ([CALL, spoken], [["tool_calls"], []]),
-        "call, thought": ([CALL, thought], [["tool_calls"], ["reasoning_content"]]),
-        "text, thought": ([spoken, thought], [[], ["reasoning_content"]]),
-        "thought, text, call": ([thought, spoken, CALL], [["reasoning_content", "tool_calls"]]),
-        "text, text": ([spoken, spoken], [[]]),
+        "call, text": ([CALL, spoken, result], [["content", "tool_calls"], ["content", "tool_call_id"]]),
+        "call, thought": ([CALL, thought], [["content", "reasoning_content", "tool_calls"]]),
+        "text, thought": ([spoken, thought], [["content", "reasoning_content"]]),
+        "thought, text, call": ([thought, spoken, CALL], [["content", "reasoning_content", "tool_calls"]]),
+        "call, result, text": (
+            [CALL, result, spoken],
+            [["content", "tool_calls"], ["content", "tool_call_id"], ["content"]],
+        ),
     }
     for name, (items, expected) in turns.items():
-        found = [sorted(message.keys() - {"role", "content"}) for message in prompt(input=items).messages]
+        found = [sorted(message.keys() - {"role"}) for message in prompt(input=items).messages]
         assert found == expected, name
-    assert prompt(input=[spoken, spoken]).messages == [{"role": "assistant", "content": "Well.\nWell."}]
+    assert prompt(input=[CALL, spoken, result]).messages[0]["content"] == "Well."
+    (turn,) = prompt(input=[spoken, thought, spoken, thought]).messages
+    assert turn == {"role": "assistant", "content": "Well.\nWell.", "reasoning_content": "Hm.\nHm."}
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"at": "', '{"at": True}', "[]", '{"at": NaN}', '{"at": ' * 300 + "1" + "}" * 300]
+)
+def test_arguments_that_are_no_object_come_back_as_they_were_given_out(arguments: str) -> None:
+    (turn,) = prompt(input=[CALL | {"arguments": arguments}]).messages
+    assert turn["tool_calls"][0]["function"]["arguments"] == {INVALID_JSON: arguments}
 
 
 def test_the_instructions_and_system_messages_behind_them_are_one_message() -> None:
@@ -157,6 +173,13 @@ def test_the_answer_repeats_what_was_asked() -> None:
     assert response().repeated["text"] == {"format": {"type": "text"}} and response().repeated["tool_choice"] == "auto"
 
 
+def test_what_an_answer_repeats_can_be_asked_again() -> None:
+    repeated = response().repeated
+    pair = {name: repeated[name] for name in ("tools", "tool_choice")}
+    assert pair == {"tools": [], "tool_choice": "auto"}
+    assert response(**pair).repeated == repeated and prompt(**pair).tools is None
+
+
 def test_what_clients_send_by_default_asks_for_nothing() -> None:
     plain = {"store": True, "background": False, "previous_response_id": None, "truncation": "disabled", "include": []}
     assert response(**plain, stream_options=None).generate.params == response().generate.params
@@ -188,8 +211,7 @@ def test_what_needs_a_memory_is_refused_by_name(name: str) -> None:
         ({"input": [{"role": "user", "content": ["x"]}]}, "input[0].content[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_text", "text": 5}]}]}, "input[0].content[0].text"),
-        ({"input": [CALL, CALL | {"arguments": "["}]}, "input[1].arguments"),
-        ({"input": [CALL | {"arguments": "[]"}]}, "input[0].arguments"),
+        ({"input": [CALL, CALL | {"arguments": {}}]}, "input[1].arguments"),
         ({"input": [CALL | {"name": None}]}, "input[0].name"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
@@ -216,6 +238,9 @@ def test_what_needs_a_memory_is_refused_by_name(name: str) -> None:
         ({"temperature": 3}, "temperature"),
         ({"metadata": 5}, "metadata"),
         ({"metadata": {"a": NESTED}}, "metadata"),
+        ({"metadata": {"a": math.nan}}, "metadata"),
+        ({"tools": [TOOL | {"parameters": {"maximum": math.inf}}]}, "tools"),
+        ({"text": {"format": {"type": "text", "a": -math.inf}}}, "text.format"),
         ({"tools": [TOOL | {"parameters": {"a": NESTED}}]}, "tools"),
         ({"text": {"format": {"type": "text", "a": NESTED}}}, "text.format"),
         ({"reasoning": {"effort": 5}}, "reasoning.effort"),

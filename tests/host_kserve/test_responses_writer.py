@@ -25,9 +25,7 @@ EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 
 
 def writer(**asked: Any) -> ResponseWriter:
-    made = request(**{"message": settings()} | asked)
-    made.call.served.engine.tokenizer.encode = lambda text, add_special_tokens: list(text)  # type: ignore[method-assign]
-    return ResponseWriter(ResponseRequest(made, REPEATED))
+    return ResponseWriter(ResponseRequest(request(**{"message": settings()} | asked), REPEATED))
 
 
 def whole(text: str, end: FinishReason = FinishReason.STOP, **asked: Any) -> dict[str, Any]:
@@ -88,15 +86,25 @@ def test_a_response_has_an_item_for_each_block_of_the_answer() -> None:
     assert response["store"] is False and REPEATED.items() <= response.items()
 
 
-def test_tokens_are_counted_and_reasoning_apart() -> None:
-    usage = whole(TEXT)["usage"]
+def test_tokens_are_counted() -> None:
+    usage = whole("Well.")["usage"]
     assert usage == {
         "input_tokens": 3,
         "input_tokens_details": {"cached_tokens": 1, "cache_write_tokens": 0},
         "output_tokens": 2,
-        "output_tokens_details": {"reasoning_tokens": len("Hm.")},
+        "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": 5,
     }
+
+
+def test_reasoning_has_its_share_of_the_tokens() -> None:
+    for reasoning, said in (("Hm.", "Well."), ("Hm.", ""), ("", "Well.")):
+        text = f"<think>{reasoning}</think>{said}"
+        one_each = output(part(text, end=FinishReason.STOP), usage=Usage(3, len(reasoning + said), 0))
+        usage = writer().whole([one_each])["usage"]
+        assert usage["output_tokens_details"]["reasoning_tokens"] == len(reasoning)
+    usage = whole(TEXT)["usage"]
+    assert 0 < usage["output_tokens_details"]["reasoning_tokens"] <= usage["output_tokens"]
 
 
 def test_the_events_of_a_message_come_in_the_protocols_order() -> None:
@@ -136,6 +144,16 @@ def test_what_was_cut_off_is_incomplete_and_so_is_its_last_item(text: str) -> No
         assert (each["status"], each["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
         assert [item["status"] for item in each["output"]][-1] == "incomplete"
     assert kinds(events)[-1] == "incomplete"
+
+
+def test_a_call_that_the_model_did_not_end_is_incomplete_in_an_answer_that_is_complete() -> None:
+    text = CALL + CALL[: CALL.index("é")]
+    response, events = whole(text), streamed([text])
+    for each in (response, events[-1]["response"]):
+        assert each["status"] == "completed"
+        assert [item["status"] for item in each["output"]] == ["completed", "incomplete"]
+    done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert done == events[-1]["response"]["output"]
 
 
 def test_an_answer_of_nothing_is_a_response_without_items() -> None:

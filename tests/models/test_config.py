@@ -1,9 +1,14 @@
+from pathlib import Path
+
 import pytest
 import torch
 
+from octavo.checkpoint import Checkpoint
 from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeSpec, rope_table
+from octavo.models.bert import BertModel
 from octavo.models.config import layer_windows, read_spec
+from octavo.models.llama import LlamaForCausalLM
 from octavo.models.mistral import MistralForCausalLM
 from octavo.models.qwen2 import Qwen2ForCausalLM
 from octavo.models.qwen3 import Qwen3ForCausalLM
@@ -59,11 +64,26 @@ def test_old_and_new_spellings_of_rope_are_the_same(old, new):
         ({"head_dim": 20}, "head_dim 20"),
         ({"head_dim": 264}, "head_dim 264"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"is_causal": False}, "is_causal False"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+        ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention 'all'"),
     ],
 )
 def test_a_config_that_cannot_be_served_is_refused_by_key(change, named):
     with pytest.raises(ModelLoadError, match=named):
         read_spec(CONFIG | change)
+
+
+@pytest.mark.parametrize("said", [{"is_causal": True}, {"is_causal": None, "use_bidirectional_attention": False}])
+def test_a_config_may_say_that_a_decoder_is_one(said):
+    assert read_spec(CONFIG | said) == read_spec(CONFIG)
+
+
+@pytest.mark.parametrize("family", [LlamaForCausalLM, BertModel])
+def test_without_a_length_the_context_is_as_long_for_the_model_as_for_its_checkpoint(family):
+    config = {key: value for key, value in CONFIG.items() if key != "max_position_embeddings"}
+    checkpoint = Checkpoint(Path(), config | {"architectures": [family.__name__]}, {}, ())
+    assert checkpoint.max_position_embeddings == family.read_spec(config).max_position_embeddings
 
 
 def test_mistral_slides_in_every_layer():

@@ -37,7 +37,12 @@ def test_what_else_is_there_plays_no_part(text_input: str | None) -> None:
 
 @pytest.mark.parametrize(
     "asked",
-    [{"dimensions": 8}, {"pooling_params": {"dimensions": 8}}, {"pooling_params": {"dimensions": [8]}}],
+    [
+        {"dimensions": 8},
+        {"dimensions": 8, "pooling_params": None},
+        {"pooling_params": {"dimensions": 8}},
+        {"pooling_params": {"dimensions": [8]}},
+    ],
 )
 def test_parameters_may_stand_inside_as_clients_of_vllms_backend_write_them(asked: dict[str, Any]) -> None:
     assert embed({"input": "a"} | asked).params == PoolingParams(dimensions=8)
@@ -55,7 +60,10 @@ def test_parameters_may_stand_inside_as_clients_of_vllms_backend_write_them(aske
         ({"input": [1.5]}, "embedding_request.input"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
         ({"input": "a", "pooling_params": 5}, "embedding_request.pooling_params"),
-        ({"input": "a", "pooling_params": {"size": 5}}, "pooling_parameters"),
+        ({"input": "a", "pooling_params": {"size": 5}}, "embedding_request.pooling_params"),
+        ({"input": "a", "pooling_params": []}, "embedding_request.pooling_params"),
+        ({"input": "a", "pooling_params": 0}, "embedding_request.pooling_params"),
+        ({"input": "a", "pooling_params": ""}, "embedding_request.pooling_params"),
     ],
 )
 def test_what_is_wrong_is_named(asked: Any, parameter: str) -> None:

@@ -54,6 +54,8 @@ class Trials:
         self._queue: dict[StructuredOutputs, None] = {}
         self._suspects: set[StructuredOutputs] = set()
         self._running: tuple[StructuredOutputs, float] | None = None
+        # Whether anybody waits for the running one.
+        self._is_wanted = False
 
     @property
     def pid(self) -> int:
@@ -77,12 +79,16 @@ class Trials:
         if verdict is not None and time.monotonic() < verdict.holds_until:
             self._verdicts.move_to_end(asked)
             return verdict.error
-        if self._running is None or self._running[0] != asked:
+        if self._running is not None and self._running[0] == asked:
+            self._is_wanted = True
+        else:
             self._queue.setdefault(asked)
         return None
 
     def withdraw(self, asked: StructuredOutputs) -> None:
-        """Nobody waits for it any more: not worth beginning."""
+        """Nobody waits for it any more: not worth beginning, nor beginning anew."""
+        if self._running is not None and self._running[0] == asked:
+            self._is_wanted = False
         self._queue.pop(asked, None)
         self._suspects.discard(asked)
 
@@ -108,6 +114,7 @@ class Trials:
     def _begin(self, asked: StructuredOutputs) -> None:
         del self._queue[asked]
         self._running = asked, self._process.awake_s + LONGEST_SILENCE_S
+        self._is_wanted = True
         self._process.tell(Try(asked, LONGEST_TRIAL_S))
         self._process.flush()
 
@@ -134,8 +141,9 @@ class Trials:
             self._refuse(asked, f"one that takes less than {most} to compile")
         else:
             logger.warning("a grammar process ended in a trial (signal %s): another one tries again", ended_by)
-            self._suspects.add(asked)
-            self._queue.setdefault(asked)
+            if self._is_wanted:
+                self._suspects.add(asked)
+                self._queue.setdefault(asked)
             self._running = None
 
     def _refuse(self, asked: StructuredOutputs, expected: str) -> None:

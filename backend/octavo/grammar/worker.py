@@ -238,6 +238,9 @@ def main() -> int:
     # The engine decides when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A trial's time limit; what the engine was started with would hold here, too.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     threading.Thread(target=_exit_on_hang_up, args=(fd,), name="octavo-watch", daemon=True).start()
     try:
         serve(Connection(socket.socket(fileno=fd), ToGrammar))

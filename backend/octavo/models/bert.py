@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.checkpoint import ENCODER_CONTEXT
 from octavo.errors import ModelLoadError, shorten
 from octavo.layers.attention import MAX_HEAD_DIM, Attention, AttentionMetadata, AttentionSpec, WriteForm
 from octavo.layers.embedding import Embedding
@@ -99,7 +100,7 @@ class BertModel:
             num_heads=num_heads,
             vocab_size=read.count("vocab_size"),
             num_token_types=read.count("type_vocab_size", 2),
-            max_position_embeddings=read.count("max_position_embeddings", 512),
+            max_position_embeddings=read.count("max_position_embeddings", ENCODER_CONTEXT),
             layer_norm_eps=float(read.number("layer_norm_eps", 1e-12)),
         )
 

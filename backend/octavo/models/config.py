@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from octavo.checkpoint import DECODER_CONTEXT
 from octavo.errors import ModelLoadError, shorten
 from octavo.layers.attention import MAX_HEAD_DIM
 from octavo.layers.rope import VARIANTS, RopeSpec
@@ -99,6 +100,11 @@ def read_spec(config: Mapping[str, Any], **family: Any) -> DecoderSpec:
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise ModelLoadError(f"config.json: hidden_act {shorten(activation)} is not supported; known are silu")
+    for key, causal in (("is_causal", True), ("use_bidirectional_attention", False)):
+        if read.flag(key, causal) is not causal:
+            raise ModelLoadError(
+                f"config.json: {key} {shorten(config[key])} is not supported; a decoder's tokens see only those before"
+            )
     num_heads, hidden_size = read.count("num_attention_heads"), read.count("hidden_size")
     num_kv_heads = read.count("num_key_value_heads", num_heads)
     head_dim = read.count("head_dim", hidden_size // num_heads)
@@ -110,7 +116,7 @@ def read_spec(config: Mapping[str, Any], **family: Any) -> DecoderSpec:
         raise ModelLoadError(
             f"config.json: head_dim {head_dim} is not supported; expected a multiple of 8 up to {MAX_HEAD_DIM}"
         )
-    max_position = read.count("max_position_embeddings", 2048)
+    max_position = read.count("max_position_embeddings", DECODER_CONTEXT)
     attention_bias = read.flag("attention_bias")
     fields: dict[str, Any] = {
         "qkv_bias": attention_bias,

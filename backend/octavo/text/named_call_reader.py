@@ -20,14 +20,14 @@ class NamedCallReader(CallReader):
         super().__init__()
         self._arguments_mark, self._id_mark = marks
         self._marks = tuple(marks)
-        self._written = ""
+        self._written: list[str] = []
         self._mark = ""
 
     def _begin(self, text: str, position: int) -> int:
         """The name."""
         match = NAME.match(text, position)
         if match is not None:
-            self._written += match[0]
+            self._written.append(match[0])
             return match.end()
         if not self._written or text[position] not in "{[":
             raise Malformed(position)
@@ -36,7 +36,7 @@ class NamedCallReader(CallReader):
     def _behind_name(self, text: str, position: int) -> int:
         """A mark, or the arguments at once."""
         if text[position] == "{":
-            self.name = self._written
+            self.name = "".join(self._written)
             return self._open_arguments(text, position)
         self._state = self._read_mark
         return position
@@ -45,7 +45,7 @@ class NamedCallReader(CallReader):
         """One character."""
         self._mark += text[position]
         if self._mark == self._arguments_mark:
-            self.name, self._state = self._written, self._open_arguments
+            self.name, self._state = "".join(self._written), self._open_arguments
         elif self._mark == self._id_mark:
             self._marks, self._mark, self._state = (self._arguments_mark,), "", self._skip_id
         elif not any(mark.startswith(self._mark) for mark in self._marks):

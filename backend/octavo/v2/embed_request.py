@@ -50,8 +50,13 @@ def read_input(asked: Mapping[str, Any]) -> str | list[int]:
 
 def read_pooling(asked: Mapping[str, Any]) -> PoolingParams:
     """The parameters, which may stand in `pooling_params`, where `dimensions` may be a list of one."""
-    inner = parse_mapping(f"{EMBEDDING_REQUEST}.pooling_params", asked.get("pooling_params") or {})
-    given = {name: asked.get(name) for name in PoolingParams.parameter_names()} | dict(inner)
+    where, known = f"{EMBEDDING_REQUEST}.pooling_params", PoolingParams.parameter_names()
+    inner = asked.get("pooling_params")
+    inner = {} if inner is None else parse_mapping(where, inner)
+    for name in inner:
+        if name not in known:
+            raise InvalidRequest(where, name, "one of " + ", ".join(sorted(known)))
+    given = {name: asked.get(name) for name in known} | dict(inner)
     dimensions = given.get("dimensions")
     if isinstance(dimensions, list) and len(dimensions) == 1:
         given["dimensions"] = dimensions[0]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import octavo
-from octavo_kserve.openai.depth import is_too_deep
+from octavo_kserve.openai.arguments import arguments_object
 from octavo_kserve.openai.message_blocks import Block, Change, Step
-
-# The member under which clients send arguments back that are not JSON.
-INVALID_JSON = "INVALID_JSON"
 
 
 def content_block(block: Block) -> dict[str, Any]:
@@ -20,37 +18,34 @@ def content_block(block: Block) -> dict[str, Any]:
         case octavo.PartKind.REASONING:
             return {"type": "thinking", "thinking": block.text, "signature": ""}
         case octavo.PartKind.TOOL_CALL:
-            return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": _input(block.text)}
+            arguments = arguments_object(block.text)
+            return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": arguments}
 
 
-def block_event(change: Change) -> dict[str, Any]:
-    """The event of one step of a block."""
+def block_events(change: Change) -> list[dict[str, Any]]:
+    """The events of one step of a block.
+
+    A call's arguments wait for its end: clients parse what they have of them, and only then they are known to be JSON.
+    """
     block = change.block
-    place = {"index": block.index}
+    place: dict[str, Any] = {"index": block.index}
+    is_call = block.kind is octavo.PartKind.TOOL_CALL
     match change.step:
         case Step.OPENED:
             empty = Block(block.index, block.kind, block.name, block.call_id)
-            return {"type": "content_block_start", **place, "content_block": content_block(empty)}
+            return [{"type": "content_block_start", **place, "content_block": content_block(empty)}]
         case Step.WRITTEN:
-            return {"type": "content_block_delta", **place, "delta": _delta(block.kind, change.text)}
+            return [] if is_call else [{"type": "content_block_delta", **place, "delta": _delta(block, change.text)}]
         case Step.CLOSED:
-            return {"type": "content_block_stop", **place}
+            stop = {"type": "content_block_stop", **place}
+            if not is_call:
+                return [stop]
+            arguments = json.dumps(arguments_object(block.text), ensure_ascii=False)
+            delta = {"type": "input_json_delta", "partial_json": arguments}
+            return [{"type": "content_block_delta", **place, "delta": delta}, stop]
 
 
-def _delta(kind: octavo.PartKind, text: str) -> dict[str, Any]:
-    match kind:
-        case octavo.PartKind.CONTENT:
-            return {"type": "text_delta", "text": text}
-        case octavo.PartKind.REASONING:
-            return {"type": "thinking_delta", "thinking": text}
-        case octavo.PartKind.TOOL_CALL:
-            return {"type": "input_json_delta", "partial_json": text}
-
-
-def _input(text: str) -> dict[str, Any]:
-    """What the model wrote need not be an object, nor JSON at all, where the call was not forced or was cut off."""
-    try:
-        value = octavo.parse_json("input", text or "{}")
-    except octavo.InvalidRequest:
-        value = None
-    return value if isinstance(value, dict) and not is_too_deep(value) else {INVALID_JSON: text}
+def _delta(block: Block, text: str) -> dict[str, Any]:
+    if block.kind is octavo.PartKind.REASONING:
+        return {"type": "thinking_delta", "thinking": text}
+    return {"type": "text_delta", "text": text}

@@ -19,7 +19,10 @@ _TEXT_BLOCK = record({"type": {"const": "text"}, "text": _TEXT})
 _TEXTS: Schema = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT_BLOCK}]}
 _THINKING = record({"type": {"const": "thinking"}, "thinking": _TEXT, "signature": _TEXT}, ["signature"])
 _TOOL_USE = record({"type": {"const": "tool_use"}, "id": _TEXT, "name": _NAME, "input": {"type": "object"}})
-_TOOL_RESULT = record({"type": {"const": "tool_result"}, "tool_use_id": _TEXT, "content": _TEXTS}, ["content"])
+_TOOL_RESULT = record(
+    {"type": {"const": "tool_result"}, "tool_use_id": _TEXT, "content": _TEXTS, "is_error": {"type": "boolean"}},
+    ["content", "is_error"],
+)
 
 
 def _turn(role: str, *blocks: Schema) -> Schema:

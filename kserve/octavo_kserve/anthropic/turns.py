@@ -53,7 +53,8 @@ def _add(history: History, role: str, name: str, content: object) -> None:
             _add_of_assistant(history, label, kind, block)
         elif role == "user" and kind == "tool_result":
             result = _text(f"{label}.content", block.get("content") or "")
-            history.add_result(_string(label, block, "tool_use_id"), result)
+            failed = "Error: " if block.get("is_error") else ""
+            history.add_result(_string(label, block, "tool_use_id"), failed + result)
         else:
             raise octavo.InvalidRequest(f"{label}.type", kind, f"a block of text, tools or thinking by the {role}")
     _add_texts(history, role, texts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import octavo
-from octavo_kserve.anthropic.blocks import block_event, content_block
+from octavo_kserve.anthropic.blocks import block_events, content_block
 from octavo_kserve.anthropic.request import NAMES
 from octavo_kserve.errors import error_reply
 from octavo_kserve.openai.message_blocks import MessageBlocks
@@ -62,7 +62,8 @@ class AnthropicWriter(Writer):
         events = []
         for completion in output.outputs:
             finished = completion.finish_reason is not None
-            events += [block_event(change) for change in self._blocks.push(completion.text, finished)]
+            for change in self._blocks.push(completion.text, finished):
+                events += block_events(change)
             if finished:
                 self._end(completion, self._blocks.has_called)
         return events

@@ -12,6 +12,7 @@ from typing import Any
 import octavo
 from octavo_kserve.embeddings.request import EmbeddingRequest, PoolingRequest, RerankRequest, ScoreRequest
 from octavo_kserve.openai.generation import generate
+from octavo_kserve.openai.spelling import spelled
 
 
 async def embeddings(request: EmbeddingRequest) -> bytes:
@@ -50,8 +51,9 @@ async def ranking(request: RerankRequest) -> dict[str, Any]:
 
 async def _run(request: PoolingRequest) -> list[octavo.RequestOutput]:
     """The outputs in the prompts' order. Where one prompt fails, nothing goes on for the others."""
-    async with generate(request.call, request.prompts, request.params) as outputs:
-        found = {i: output async for i, output in outputs}
+    with spelled(request.names):
+        async with generate(request.call, request.prompts, request.params) as outputs:
+            found = {i: output async for i, output in outputs}
     return [found[i] for i in range(len(request.prompts))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,11 @@ _BASE64 = "base64"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingRequest:
-    """One vector each of `prompts`."""
+    """One vector each of `prompts`. `names`: where these stand in the body, by what errors call them."""
 
     call: Call
     prompts: tuple[str | list[int], ...]
+    names: Mapping[str, str]
     params: octavo.PoolingParams
 
 
@@ -54,15 +56,19 @@ def read_embedding(fields: Fields, models: Models) -> EmbeddingRequest:
     if encoding not in ("float", _BASE64):
         raise octavo.InvalidRequest("encoding_format", encoding, '"float" or "base64"')
     prompts = read_prompts("input", fields.get("input"))
-    return EmbeddingRequest(_read_pooling(fields, models, "embd-", prompts), encoding == _BASE64)
+    return EmbeddingRequest(_read_pooling(fields, models, "embd-", prompts, {"prompt": "input"}), encoding == _BASE64)
 
 
 def read_score(fields: Fields, models: Models) -> ScoreRequest:
     """Reads a body of /score: `text_1` and `text_2`, of which one alone goes with all of the other side."""
-    left, right = (_read_texts(name, fields.get(name)) for name in ("text_1", "text_2"))
+    given = {name: fields.get(name) for name in ("text_1", "text_2")}
+    left, right = (_read_texts(name, value) for name, value in given.items())
     if len(left) != len(right) and 1 not in (len(left), len(right)):
         raise octavo.InvalidRequest("text_2", f"{len(right)} texts", f"{len(left)}, as many as `text_1` has, or one")
-    pooling = _read_pooling(fields, models, "score-", [*left, *right])
+    # One text more, as of a query, still fits an engine's queue; twice as many do not.
+    if len(left) == len(right) > MOST_PROMPTS // 2:
+        raise octavo.InvalidRequest("text_2", f"{len(right)} texts", f"at most {MOST_PROMPTS // 2} beside as many")
+    pooling = _read_pooling(fields, models, "score-", [*left, *right], _names(given))
     number = max(len(left), len(right))
     pairs = [(i % len(left), len(left) + i % len(right)) for i in range(number)]
     return ScoreRequest(pooling, tuple(pairs))
@@ -76,21 +82,32 @@ def read_rerank(fields: Fields, models: Models) -> RerankRequest:
     if not isinstance(documents, list):
         raise octavo.InvalidRequest("documents", documents, "a list of texts")
     texts = _read_texts("documents", [_text_of(document) for document in documents])
+    names = _names({"query": query, "documents": texts})
     top_n = fields.whole_number("top_n", 0, 2**31 - 1)
     return RerankRequest(
         returns_documents=fields.flag("return_documents", True),
         top_n=len(texts) if top_n is None else top_n,
-        pooling=_read_pooling(fields, models, "rerank-", [query, *texts]),
+        pooling=_read_pooling(fields, models, "rerank-", [query, *texts], names),
     )
 
 
-def _read_pooling(fields: Fields, models: Models, prefix: str, prompts: list[Any]) -> PoolingRequest:
+def _read_pooling(
+    fields: Fields, models: Models, prefix: str, prompts: list[Any], names: Mapping[str, str]
+) -> PoolingRequest:
     call = read_call(fields, models, prefix)
     fields.refuse("stream", "vectors come in one piece")
     given = {name: fields.get(name) for name in octavo.PoolingParams.parameter_names()}
     params = octavo.PoolingParams.from_mapping(given)
     fields.log_unknown()
-    return PoolingRequest(call=call, prompts=tuple(prompts), params=params)
+    return PoolingRequest(call=call, prompts=tuple(prompts), names=names, params=params)
+
+
+def _names(given: Mapping[str, Any]) -> dict[str, str]:
+    """Of the prompts that these fields have, one after the other: each is a text or a list of them."""
+    names = list[str]()
+    for name, value in given.items():
+        names += [f"{name}[{i}]" for i in range(len(value))] if isinstance(value, list) else [name]
+    return {f"prompt[{i}]": name for i, name in enumerate(names)}
 
 
 def _read_texts(name: str, value: object) -> list[str]:

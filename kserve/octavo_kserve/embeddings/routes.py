@@ -10,7 +10,6 @@ from octavo_kserve.described import answers, described
 from octavo_kserve.embeddings.answers import embeddings, ranking, scores
 from octavo_kserve.embeddings.request import read_embedding, read_rerank, read_score
 from octavo_kserve.openai.route import Route, read_fields
-from octavo_kserve.openai.spelling import spelled
 from octavo_kserve.replies import JSONReply
 from octavo_kserve.served_model import Models
 
@@ -29,8 +28,7 @@ def create_embeddings_router(models: Models) -> APIRouter:
     async def create_embeddings(request: Request) -> Response:
         """A vector of each text."""
         asked = read_embedding(await read_fields(request), models)
-        with spelled({"prompt": "input"}):
-            return Response(await embeddings(asked), media_type="application/json")
+        return Response(await embeddings(asked), media_type="application/json")
 
     for create in (create_score_router, create_rerank_router):
         router.include_router(create(models))
@@ -45,8 +43,7 @@ def create_score_router(models: Models) -> APIRouter:
     async def create_score(request: Request) -> Response:
         """How like texts are."""
         asked = read_score(await read_fields(request), models)
-        with spelled({"prompt": "text_1 or text_2"}):
-            return JSONReply(await scores(asked))
+        return JSONReply(await scores(asked))
 
     return router
 
@@ -59,7 +56,6 @@ def create_rerank_router(models: Models) -> APIRouter:
     async def create_ranking(request: Request) -> Response:
         """Which documents are most like a query."""
         asked = read_rerank(await read_fields(request), models)
-        with spelled({"prompt": "query or documents"}):
-            return JSONReply(await ranking(asked))
+        return JSONReply(await ranking(asked))
 
     return router

@@ -13,6 +13,7 @@ from functools import partial
 
 import octavo
 from octavo_kserve.openai.request import Call
+from octavo_kserve.openai.spelling import spelled
 from octavo_kserve.submission import submit_in_thread
 
 Outputs = AsyncIterator[tuple[int, octavo.RequestOutput]]
@@ -40,19 +41,20 @@ async def generate(call: Call, prompts: Prompts, params: Params) -> AsyncIterato
 
 
 def _submit(call: Call, prompts: Prompts, params: Params) -> list[octavo.RequestStream]:
-    """All prompts or none."""
+    """All prompts or none. Of several, an error says which it is about: `prompt[3]`."""
     _check_task(call, params)
     streams = list[octavo.RequestStream]()
     try:
-        for prompt in prompts:
-            stream = call.served.engine.submit(
-                prompt,
-                params,
-                request_id=f"{call.response_id}-{next(_numbers)}",
-                priority=call.priority,
-                deadline_s=call.deadline_s,
-                cache_salt=call.cache_salt,
-            )
+        for i, prompt in enumerate(prompts):
+            with spelled({"prompt": f"prompt[{i}]"} if len(prompts) > 1 else {}):
+                stream = call.served.engine.submit(
+                    prompt,
+                    params,
+                    request_id=f"{call.response_id}-{next(_numbers)}",
+                    priority=call.priority,
+                    deadline_s=call.deadline_s,
+                    cache_salt=call.cache_salt,
+                )
             streams.append(stream)
     except BaseException:
         _cancel(streams)

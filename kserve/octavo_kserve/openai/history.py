@@ -18,38 +18,31 @@ class History:
         """A message. What a system message says right behind another one is part of that: templates know one."""
         last = self.messages[-1] if self.messages else None
         if role == "assistant":
-            turn = self._turn("content")
-            turn["content"] = f"{turn['content']}\n{text}" if turn["content"] else text
+            self._write("content", text)
         elif role == "system" and last is not None and last["role"] == "system":
             last["content"] += f"\n\n{text}"
         else:
             self.messages.append({"role": role, "content": text})
 
     def add_reasoning(self, text: str) -> None:
-        """What the assistant thought before it spoke or called."""
-        turn = self._turn("reasoning_content")
-        turn["reasoning_content"] = turn.get("reasoning_content", "") + text
+        """What the assistant thought."""
+        self._write("reasoning_content", text)
 
     def add_call(self, call_id: str, name: str, arguments: dict[str, Any]) -> None:
         """The assistant called a tool."""
         call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-        self._turn("tool_calls").setdefault("tool_calls", []).append(call)
+        self._turn().setdefault("tool_calls", []).append(call)
 
     def add_result(self, call_id: str, text: str) -> None:
         """What a tool answered."""
         self.messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
 
-    def _turn(self, member: str) -> dict[str, Any]:
-        """The assistant's turn that this goes to: text behind calls, and reasoning behind either, begin another one."""
-        last = self.messages[-1] if self.messages else None
-        goes_on = last is not None and last["role"] == "assistant"
-        if last is None or not goes_on or _is_behind(last, member):
-            last = {"role": "assistant", "content": ""}
-            self.messages.append(last)
-        return last
+    def _write(self, member: str, text: str) -> None:
+        turn = self._turn()
+        turn[member] = f"{turn[member]}\n{text}" if turn.get(member) else text
 
-
-def _is_behind(turn: dict[str, Any], member: str) -> bool:
-    if member == "tool_calls":
-        return False
-    return "tool_calls" in turn or (member == "reasoning_content" and bool(turn["content"]))
+    def _turn(self) -> dict[str, Any]:
+        """The assistant's turn, which lasts until another speaks: templates want roles that alternate."""
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            self.messages.append({"role": "assistant", "content": ""})
+        return self.messages[-1]

@@ -10,14 +10,21 @@ import octavo
 
 @contextmanager
 def spelled(names: Mapping[str, str]) -> Iterator[None]:
-    """Raises an InvalidRequest anew whose parameter, or the beginning of whose path, is among `names`."""
+    """Raises an InvalidRequest anew whose parameter, or the beginning of whose path, is among `names`.
+
+    So it does with a PromptTooLong, whose text begins with what is too long.
+    """
     try:
         yield
-    except octavo.InvalidRequest as error:
-        name = _spelled(error.parameter, names)
-        if name == error.parameter:
+    except (octavo.InvalidRequest, octavo.PromptTooLong) as error:
+        parameter = getattr(error, "parameter", str(error).partition(":")[0])
+        name = _spelled(parameter, names)
+        if name == parameter:
             raise
-        raise type(error).worded(name, name + str(error).removeprefix(error.parameter)) from None
+        text = name + str(error).removeprefix(parameter)
+        if isinstance(error, octavo.InvalidRequest):
+            raise type(error).worded(name, text) from None
+        raise type(error)(text) from None
 
 
 def _spelled(parameter: str, names: Mapping[str, str]) -> str:

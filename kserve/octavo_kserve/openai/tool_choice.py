@@ -10,6 +10,7 @@ from typing import Any
 
 import octavo
 from octavo_kserve.errors import Unprocessable
+from octavo_kserve.openai.depth import MOST_LEVELS, is_too_deep
 from octavo_kserve.openai.fields import Fields
 
 _ALLOWED = '"none", "auto", "required" or {"type": "function", "function": {"name": "..."}}'
@@ -32,6 +33,8 @@ def read_tool_choice(fields: Fields) -> ToolChoice:
     """Reads the fields. Raises InvalidRequest that names the one at fault."""
     tools, choice = fields.get("tools"), fields.get("tool_choice")
     parallel = fields.flag("parallel_tool_calls", True)
+    if is_too_deep(tools):
+        raise octavo.InvalidRequest("tools", "a value", f"at most {MOST_LEVELS} levels of nesting")
     if choice not in (None, "none") and not tools:
         raise Unprocessable("tool_choice", choice, "nothing here unless there are `tools`")
     if choice in (None, "none", "auto"):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import octavo
+from octavo_kserve.openai.arguments import arguments_object
 from octavo_kserve.openai.history import History
 
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
@@ -41,9 +42,8 @@ def _add(history: History, name: str, item: object) -> None:
                 raise octavo.InvalidRequest(f"{name}.role", role, f"one of {', '.join(_ROLES)}")
             history.add(_ROLES[role], _text(f"{name}.content", item.get("content")))
         case "function_call":
-            arguments = octavo.parse_json(f"{name}.arguments", _string(name, item, "arguments") or "{}")
-            if not isinstance(arguments, dict):
-                raise octavo.InvalidRequest(f"{name}.arguments", arguments, "a text of a JSON object")
+            # They come back as this server gave them out, which need not be JSON.
+            arguments = arguments_object(_string(name, item, "arguments"))
             history.add_call(_string(name, item, "call_id"), _string(name, item, "name"), arguments)
         case "function_call_output":
             history.add_result(_string(name, item, "call_id"), _text(f"{name}.output", item.get("output")))

@@ -10,7 +10,7 @@ from typing import Any
 
 import octavo
 from octavo_kserve.openai.chat_request import MOST_TOP_LOGPROBS
-from octavo_kserve.openai.depth import MOST_LEVELS, is_too_deep
+from octavo_kserve.openai.depth import MOST_LEVELS, is_writable
 from octavo_kserve.openai.fields import Fields
 from octavo_kserve.openai.message_request import message_request
 from octavo_kserve.openai.request import GenerateRequest, read_call, read_params
@@ -71,7 +71,7 @@ def _read(fields: Fields, models: Models) -> ResponseRequest:
     repeated = _repeated(fields, choice, params) | {
         "instructions": instructions,
         "reasoning": {"effort": effort, "summary": reasoning.text("summary")},
-        "text": {"format": _shallow("text.format", text_format) or {"type": "text"}},
+        "text": {"format": _writable("text.format", text_format) or {"type": "text"}},
         "top_logprobs": num_top_logprobs or 0,
     }
     fields.log_unknown()
@@ -83,11 +83,11 @@ def _repeated(fields: Fields, choice: ToolChoice, params: octavo.SamplingParams)
     nothing = {"description": None, "parameters": None, "strict": None}
     return {
         "max_output_tokens": params.max_tokens,
-        "metadata": _shallow("metadata", fields.mapping("metadata")),
+        "metadata": _writable("metadata", fields.mapping("metadata")),
         "parallel_tool_calls": choice.parallel,
         "temperature": params.temperature,
         "tool_choice": named if choice.name else fields.get("tool_choice") or "auto",
-        "tools": [nothing | tool for tool in _shallow("tools", fields.get("tools")) or ()],
+        "tools": [nothing | tool for tool in _writable("tools", fields.get("tools")) or ()],
         "top_p": params.top_p,
     }
 
@@ -136,8 +136,8 @@ def _with_logprobs(request: GenerateRequest, number: int | None) -> GenerateRequ
     return replace(request, num_top_logprobs=number)
 
 
-def _shallow(name: str, value: Any) -> Any:
+def _writable(name: str, value: Any) -> Any:
     """What the answer repeats."""
-    if is_too_deep(value):
-        raise octavo.InvalidRequest(name, "a value", f"at most {MOST_LEVELS} levels of nesting")
+    if not is_writable(value):
+        raise octavo.InvalidRequest(name, "a value", f"finite numbers, at most {MOST_LEVELS} levels of nesting")
     return value

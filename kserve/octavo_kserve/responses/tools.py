@@ -18,6 +18,9 @@ def read_tools(fields: Fields) -> ToolChoice:
     tools, choice = fields.get("tools"), fields.get("tool_choice")
     if tools is not None and not isinstance(tools, list):
         raise octavo.InvalidRequest("tools", tools, "a list of tools")
+    if choice == "auto" and not tools:
+        # What an answer to a request without either repeats.
+        choice = None
     chat = {
         "tools": [_function(f"tools[{i}]", tool) for i, tool in enumerate(tools or ())],
         "tool_choice": choice if choice in (None, "none", "auto", "required") else _named(choice),

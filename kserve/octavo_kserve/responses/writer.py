@@ -5,6 +5,7 @@ Knows no JSON text, no stream and no connection.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -89,10 +90,12 @@ class ResponseWriter(Writer):
         return [item.delta(change.text, logprobs)]
 
     def _status_of(self, index: int) -> str:
-        """Of an answer that was cut off, the last item was."""
+        """Of an answer that was cut off, the last item was; so is a call that the model itself did not end."""
         assert self._message is not None
-        is_last = index == len(self._message.blocks) - 1
-        return INCOMPLETE if is_last and self._status in (INCOMPLETE, FAILED) else COMPLETED
+        block = self._message.blocks[index]
+        is_open_call = block.kind is octavo.PartKind.TOOL_CALL and not self._message.has_called
+        is_cut = is_open_call or self._status in (INCOMPLETE, FAILED)
+        return INCOMPLETE if is_cut and index == len(self._message.blocks) - 1 else COMPLETED
 
     def _lifecycle(self, word: str) -> dict[str, Any]:
         return {"type": f"response.{word}", "response": self._response()}
@@ -128,11 +131,12 @@ class ResponseWriter(Writer):
         }
 
     def _num_reasoning_tokens(self) -> int:
-        """Of the text of the reasoning: which of an answer's tokens made it, nobody has counted."""
+        """By its share of the characters: which of an answer's tokens made the reasoning, nobody has counted."""
         assert self._message is not None
-        texts = [block.text for block in self._message.blocks if block.kind is octavo.PartKind.REASONING]
-        tokenizer = self._request.call.served.engine.tokenizer
-        return sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+        lengths = [(block.kind, len(block.text)) for block in self._message.blocks]
+        num_reasoning = sum(length for kind, length in lengths if kind is octavo.PartKind.REASONING)
+        num_written = sum(length for _, length in lengths)
+        return math.ceil(self._usage.num_output_tokens * num_reasoning / num_written) if num_reasoning else 0
 
     def _numbered(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for event in events:
