@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,6 +14,8 @@ import openai
 import uvicorn
 from fastapi import FastAPI
 
+from octavo import AsyncEngine, EngineConfig
+from octavo.testing import make_fake_model
 from octavo_kserve.anthropic import create_messages_router
 from octavo_kserve.connection import ConnectionGuard
 from octavo_kserve.embeddings import create_embeddings_router
@@ -21,6 +24,15 @@ from octavo_kserve.responses import create_responses_router
 from octavo_kserve.served_model import Models
 
 START_TIMEOUT_S = 30
+CONTEXT = 50_000
+
+
+def start_engine(folder: Path, **settings: Any) -> AsyncEngine:
+    model = make_fake_model(folder / "fake", max_position_embeddings=CONTEXT)
+    defaults = {"executor": "octavo.testing:create_paced_executor", "num_gpu_blocks_override": 20_000}
+    engine = AsyncEngine(EngineConfig(model=str(model), **(defaults | settings)))  # type: ignore[arg-type]
+    engine.wait_ready(START_TIMEOUT_S)
+    return engine
 
 
 @contextmanager

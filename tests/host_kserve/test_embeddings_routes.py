@@ -10,8 +10,8 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-from host_kserve.openai_server import clients, serve
-from host_kserve.test_openai_routes import MESSAGES, start_engine
+from host_kserve.openai_server import clients, serve, start_engine
+from host_kserve.test_openai_routes import MESSAGES
 from jsonschema import Draft202012Validator
 
 import octavo
@@ -52,16 +52,6 @@ def both(engine: AsyncEngine, other: AsyncEngine) -> Iterator[tuple[openai.OpenA
     models.add(ServedModel("writer", other, 1_700_000_000))
     with serve(models) as address, clients(address) as both:
         yield both
-
-
-@pytest.fixture(scope="module")
-def client(both: tuple[openai.OpenAI, httpx2.Client]) -> openai.OpenAI:
-    return both[0]
-
-
-@pytest.fixture(scope="module")
-def plain(both: tuple[openai.OpenAI, httpx2.Client]) -> httpx2.Client:
-    return both[1]
 
 
 def vector(text: str) -> Any:

@@ -7,62 +7,21 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from host_kserve.openai_server import START_TIMEOUT_S, clients, serve
+from host_kserve.openai_server import CONTEXT, START_TIMEOUT_S, clients, serve, start_engine
 
-from octavo import AsyncEngine, EngineConfig
-from octavo.testing import make_fake_model
+from octavo import AsyncEngine
 from octavo_kserve.served_model import Models, ServedModel
 
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
-CONTEXT = 50_000
 
 pytestmark = pytest.mark.slow
-
-
-def start_engine(folder: Path, **settings: Any) -> AsyncEngine:
-    model = make_fake_model(folder / "fake", max_position_embeddings=CONTEXT)
-    defaults = {"executor": "octavo.testing:create_paced_executor", "num_gpu_blocks_override": 20_000}
-    engine = AsyncEngine(EngineConfig(model=str(model), **(defaults | settings)))  # type: ignore[arg-type]
-    engine.wait_ready(START_TIMEOUT_S)
-    return engine
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AsyncEngine]:
-    engine = start_engine(tmp_path_factory.mktemp("models"))
-    yield engine
-    engine.shutdown(drain_s=0)
-
-
-@pytest.fixture(scope="module")
-def address(engine: AsyncEngine) -> Iterator[str]:
-    models = Models()
-    models.add(ServedModel("org/fake", engine, 1_700_000_000, ("fake",)))
-    with serve(models) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def both(address: str) -> Iterator[tuple[openai.OpenAI, httpx2.Client]]:
-    with clients(address) as both:
-        yield both
-
-
-@pytest.fixture(scope="module")
-def client(both: tuple[openai.OpenAI, httpx2.Client]) -> openai.OpenAI:
-    return both[0]
-
-
-@pytest.fixture(scope="module")
-def plain(both: tuple[openai.OpenAI, httpx2.Client]) -> httpx2.Client:
-    return both[1]
 
 
 def wait_until(reached: Callable[[], bool]) -> None:

@@ -10,47 +10,12 @@ import anthropic
 import httpx2
 import openai
 import pytest
-from host_kserve.openai_server import clients, serve
-from host_kserve.test_openai_routes import LOOK_UP, MESSAGES, start_engine
-
-from octavo import AsyncEngine
-from octavo_kserve.served_model import Models, ServedModel
+from host_kserve.test_openai_routes import LOOK_UP, MESSAGES
 
 pytestmark = pytest.mark.slow
 
 SAMPLED: dict[str, Any] = {"seed": 3, "model": "fake"}
 ENDLESS = {"deadline_s": 0.3, "model": "fake"}
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AsyncEngine]:
-    engine = start_engine(tmp_path_factory.mktemp("models"))
-    yield engine
-    engine.shutdown(drain_s=0)
-
-
-@pytest.fixture(scope="module")
-def address(engine: AsyncEngine) -> Iterator[str]:
-    models = Models()
-    models.add(ServedModel("org/fake", engine, 1_700_000_000, ("fake",)))
-    with serve(models) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def both(address: str) -> Iterator[tuple[openai.OpenAI, httpx2.Client]]:
-    with clients(address) as both:
-        yield both
-
-
-@pytest.fixture(scope="module")
-def client(both: tuple[openai.OpenAI, httpx2.Client]) -> openai.OpenAI:
-    return both[0]
-
-
-@pytest.fixture(scope="module")
-def plain(both: tuple[openai.OpenAI, httpx2.Client]) -> httpx2.Client:
-    return both[1]
 
 
 @pytest.fixture(scope="module")

@@ -9,41 +9,26 @@ import torch
 from torch import Tensor
 
 from octavo.core.step import ModelRunnerOutput, NewRow, SchedulerOutput
-from octavo.kernels import native
 from octavo.models import Model
 from octavo.pooling import Pooling, PoolingKind
+from octavo.runner.eager_runner import EagerRunner
 from octavo.runner.input_batch import InputBatch
 from octavo.runner.pooler import add_embeddings
 from octavo.runner.step_metadata import step_metadata
 from octavo.sampling_params import SamplingParams
 
 
-class EncoderRunner:
+class EncoderRunner(EagerRunner):
     """An Executor on one device. Owns the KV cache's tensors, which hold a prompt for one step, and the rows' tables.
 
     kv_caches: one tensor a layer, see kv_cache.py. The model's dtype and device are theirs.
     """
 
     def __init__(self, model: Model, kv_caches: list[Tensor], batch: InputBatch) -> None:
+        super().__init__(kv_caches)
         self._model = model
-        self._kv_caches = kv_caches
         self._batch = batch
         self._device = kv_caches[0].device
-        self._num_blocks = len(kv_caches[0])
-
-    @property
-    def num_blocks(self) -> int:
-        """KV blocks in the pool, the null block included."""
-        return self._num_blocks
-
-    @property
-    def num_fallbacks(self) -> int:
-        """How often a slower way was taken than the one intended."""
-        return native.num_fallbacks
-
-    def shutdown(self) -> None:
-        """Lets go of the KV cache's memory. No step may follow."""
-        self._kv_caches = []
 
     def warm_up(self) -> None:
         """The longest prompt on the null block: one-time work is done before the first request."""

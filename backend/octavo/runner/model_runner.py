@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo.core.step import ModelRunnerOutput, NewRow, SchedulerOutput
-from octavo.kernels import native
 from octavo.kernels.gather_rows import gather_rows
 from octavo.models.decoder import Decoder
+from octavo.runner.eager_runner import EagerRunner
 from octavo.runner.input_batch import InputBatch, StepArrays
 from octavo.runner.kv_cache import copy_blocks
 from octavo.runner.pooler import add_embeddings
@@ -30,32 +30,17 @@ _WARM_UP_TOKENS = (32, 1)
 _CPU = torch.device("cpu")
 
 
-class ModelRunner:
+class ModelRunner(EagerRunner):
     """An Executor on one device. Owns the KV cache's tensors, the rows' tables and the sampler.
 
     kv_caches: one tensor a layer, see kv_cache.py. The model's dtype and device are theirs.
     """
 
     def __init__(self, model: Decoder, kv_caches: list[Tensor], batch: InputBatch) -> None:
+        super().__init__(kv_caches)
         self._model = model
-        self._kv_caches = kv_caches
         self._batch = batch
         self._sampler = Sampler(model.spec.vocab_size)
-        self._num_blocks = len(kv_caches[0])
-
-    @property
-    def num_blocks(self) -> int:
-        """KV blocks in the pool, the null block included."""
-        return self._num_blocks
-
-    @property
-    def num_fallbacks(self) -> int:
-        """How often a slower way was taken than the one intended."""
-        return native.num_fallbacks
-
-    def shutdown(self) -> None:
-        """Lets go of the KV cache's memory. No step may follow."""
-        self._kv_caches = []
 
     def warm_up(self) -> None:
         """Runs steps on the null block, so that one-time work is done before the first request."""
