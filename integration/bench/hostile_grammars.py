@@ -2,7 +2,7 @@
 
     python integration/bench/hostile_grammars.py [--num-streams 16] [--num-tokens 128] [--rounds 5]
 
-Every hostile grammar costs its whole limit of processor time; the next one is sent when the last one is refused.
+The next one is sent when the last one is refused: the worst that one client can do that waits for its answers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from octavo.request import EngineRequest
 
 
 def hostile_requests() -> Iterator[EngineRequest]:
-    """Each with a grammar of its own, so that none is known already: intersections that take exponential time."""
+    """Each with a grammar of its own, so that none is known already: intersections that explode."""
     for number in itertools.count():
         terms = " & ".join(f"/.*{chr(97 + i)}.*{i}{{{300 + number}}}/" for i in range(26))
         params = {"max_tokens": 8, "structured_outputs": {"grammar": f"start: A\nA: {terms}"}}
