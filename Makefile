@@ -58,7 +58,7 @@ test-all: setup
 bench: setup
 	@$(PY) integration/bench/offline.py $(BENCH_ARGS)
 
-# PEERS_ARGS="--only octavo llama --workloads W1"; all of it takes an hour, on a machine that does nothing else
+# PEERS_ARGS="--only octavo llama --workloads W1"; without transformers it takes 40 minutes, on a machine that does nothing else
 peers: server
 	@$(PY) integration/bench/peers.py $(PEERS_ARGS)
 
