@@ -21,7 +21,7 @@ KSERVE_HOST = REPOSITORY / "kserve/octavo_kserve"
 BASE = {
     "errors", "parsing", "prompt", "sampling_params", "request", "outputs", "stats", "metrics", "hub_cache",
     "checkpoint", "vllm_arguments", "devices", "config", "structured_outputs", "vocabulary", "pooling",
-    "pooling_params",
+    "pooling_params", "sentence_files",
 }  # fmt: skip
 
 # Module or package of octavo -> what of octavo it may import. A package's name stands for all of its modules.
@@ -72,7 +72,7 @@ OUTSIDERS: dict[str, tuple[Path, ...]] = {
     "gguf": (PACKAGE / "models", PACKAGE / "checkpoint.py"),
     "tokenizers": (PACKAGE / "text",),
     "jinja2": (PACKAGE / "text",),
-    "llguidance": (PACKAGE / "grammar/compiler.py", PACKAGE / "grammar/worker.py"),
+    "llguidance": (PACKAGE / "grammar/compiler.py", PACKAGE / "grammar/text_server.py"),
     "msgspec": (
         *(PACKAGE / f"{name}.py" for name in ("outputs", "wire", "supervisor", "front_loop")),
         PACKAGE / "grammar",

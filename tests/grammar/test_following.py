@@ -14,12 +14,12 @@ import pytest
 from grammar.byte_vocabulary import BYTES
 from llguidance import LLMatcher
 
-from octavo.grammar import worker
+from octavo.grammar import text_server
 from octavo.grammar.compiler import Compiler
 from octavo.grammar.followed_text import PATIENCE_S as PATIENCE_OF_A_STEP_S
 from octavo.grammar.followed_text import TextFollower
 from octavo.grammar.messages import Advance, Close, FromGrammar, Mask, Masks, Open, ToGrammar
-from octavo.grammar.worker import GrammarServer
+from octavo.grammar.text_server import TextServer
 from octavo.structured_outputs import StructuredOutputs
 from octavo.wire import Connection
 
@@ -36,7 +36,7 @@ def server() -> Iterator[Connection[FromGrammar]]:
 
     def run() -> None:
         with contextlib.suppress(EOFError):
-            GrammarServer(Compiler(BYTES), served, 1 << 30).run()
+            TextServer(Compiler(BYTES), served, 1 << 30).run()
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -63,7 +63,7 @@ def tokens_of(mask: Mask) -> set[int]:
 def test_a_mask_follows_every_step_of_a_text(
     server: Connection[FromGrammar], monkeypatch: pytest.MonkeyPatch, slow_s: float
 ) -> None:
-    monkeypatch.setattr(worker, "_SLOW_S", slow_s)
+    monkeypatch.setattr(text_server, "_SLOW_S", slow_s)
     server.send(Open(7, WORD, [], [END]))
     assert tokens_of(first := next_mask(server)) == {*b"a"}
     assert (first.number, first.num_tokens, first.is_slow) == (7, 0, slow_s < 0)
@@ -89,11 +89,11 @@ def masks_of(server: Connection[FromGrammar], count: int) -> list[Mask]:
 def test_a_text_with_a_slow_mask_is_slow_for_a_while_and_not_for_good(
     server: Connection[FromGrammar], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_SLOW_MASKS", 2)
-    monkeypatch.setattr(worker, "_SLOW_S", -1.0)
+    monkeypatch.setattr(text_server, "_SLOW_MASKS", 2)
+    monkeypatch.setattr(text_server, "_SLOW_S", -1.0)
     server.send(Open(7, StructuredOutputs("regex", "a+"), [], [END]))
     assert next_mask(server).is_slow
-    monkeypatch.setattr(worker, "_SLOW_S", 1000.0)
+    monkeypatch.setattr(text_server, "_SLOW_S", 1000.0)
     seen = []
     for _ in range(4):
         server.send(Advance(7, [*b"a"]))
@@ -117,7 +117,7 @@ def test_grammars_are_not_kept_where_memory_runs_short_and_their_texts_go_on(
         server.send(Open(number, asked, [], [END]))
         next_mask(server)
     assert compiled == [WORD, other]
-    monkeypatch.setattr(worker, "_memory", lambda: (0, 1 << 60))
+    monkeypatch.setattr(text_server, "resident_bytes", lambda: 1 << 60)
     server.send(Open(4, StructuredOutputs("regex", "y+"), [], [END]))
     next_mask(server)
     server.send(Open(5, WORD, [], [END]))

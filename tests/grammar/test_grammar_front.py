@@ -23,8 +23,8 @@ from octavo.testing import make_fake_model
 
 START_TIMEOUT_S = 60
 LONGEST_REFUSAL_S = 2.0
-# Where others want the processors, too: what counts is the time that a trial has of one.
-LONGEST_REFUSAL_BESIDE_OTHERS_S = 10.0
+# Where others than these streams want the processors: what comes before and after a trial takes longer, too.
+LONGEST_REFUSAL_BESIDE_OTHERS_S = 5.0
 LONGEST_GAP_S = 0.5
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 
 from octavo.grammar.messages import Advance, Close, Mask, Masks, Open
-from octavo.grammar.process import CANNOT_START, MAX_FALSE_STARTS, GrammarProcess
+from octavo.grammar.process import CANNOT_START, MAX_FALSE_STARTS, TEXTS, GrammarProcess
 from octavo.structured_outputs import StructuredOutputs
 from octavo.vocabulary import Vocabulary
 
@@ -129,7 +129,7 @@ class TextFollower:
     def __init__(self, vocabulary: Vocabulary) -> None:
         """Starts the process."""
         self._vocabulary = vocabulary
-        self._process = GrammarProcess(vocabulary, _MEMORY_BYTES)
+        self._process = GrammarProcess(vocabulary, TEXTS, _MEMORY_BYTES)
         self._texts: dict[int, FollowedText] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -247,7 +247,7 @@ class TextFollower:
         self._process.kill()
         while not self.is_gone:
             try:
-                self._process = GrammarProcess(self._vocabulary, _MEMORY_BYTES)
+                self._process = GrammarProcess(self._vocabulary, TEXTS, _MEMORY_BYTES)
                 break
             except OSError:
                 logger.exception("no grammar process could be started")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from octavo.structured_outputs import StructuredOutputs
@@ -15,11 +17,26 @@ class Begin(msgspec.Struct, tag=True, frozen=True):
     memory_bytes: int
 
 
-class Try(msgspec.Struct, tag=True, frozen=True):
-    """Compile a grammar, only to see how that ends: with the process itself if it takes so much of a processor."""
+class Limits(msgspec.Struct, frozen=True):
+    """What a trial may take before it is ended: of a processor, of time in which its server was awake, of memory."""
 
-    asked: StructuredOutputs
     cpu_s: float
+    awake_s: float
+    memory_bytes: int
+
+
+class Try(msgspec.Struct, tag=True, frozen=True):
+    """Compile a grammar, only to see how that ends."""
+
+    number: int
+    asked: StructuredOutputs
+    limits: Limits
+
+
+class Withdraw(msgspec.Struct, tag=True, frozen=True):
+    """Nobody waits for a trial any more."""
+
+    number: int
 
 
 class Open(msgspec.Struct, tag=True, frozen=True):
@@ -48,10 +65,20 @@ class Started(msgspec.Struct, tag=True, frozen=True):
     """The process is ready; what it is told now is done at once."""
 
 
-class Tried(msgspec.Struct, tag=True, frozen=True):
-    """How a trial ended: why the grammar cannot be used, or nothing."""
+class Exceeded(StrEnum):
+    """Which limit has ended a trial; DIED: its process has ended by itself, twice."""
 
-    error: str
+    CPU = "cpu"
+    AWAKE = "awake"
+    DIED = "died"
+
+
+class Tried(msgspec.Struct, tag=True, frozen=True):
+    """How a trial ended: why the grammar cannot be used, or nothing; or which limit it met before that was known."""
+
+    number: int
+    error: str = ""
+    exceeded: Exceeded | None = None
 
 
 class Mask(msgspec.Struct, tag=True, frozen=True):
@@ -75,5 +102,5 @@ class Masks(msgspec.Struct, tag=True, frozen=True):
     masks: list[Mask]
 
 
-ToGrammar = Begin | Try | Open | Advance | Close
+ToGrammar = Begin | Try | Withdraw | Open | Advance | Close
 FromGrammar = Started | Tried | Masks

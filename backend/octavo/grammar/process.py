@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from octavo.vocabulary import Vocabulary
 from octavo.wire import Connection
 
 _MODULE = "octavo.grammar.worker"
+TRIALS, TEXTS = "trials", "texts"
 _STDERR = 2
 # A process that dies so often before it is up will not come up.
 MAX_FALSE_STARTS = 3
@@ -25,7 +25,6 @@ MAX_FALSE_STARTS = 3
 LONGEST_START_S = 60.0
 # Whoever does not look for longer stood still, or slept: that is no time that the process had.
 _LONGEST_LOOK_S = 1.0
-_LONGEST_REAP_S = 0.2
 CANNOT_START = "nothing: this server cannot start its grammar processes"
 
 
@@ -36,15 +35,15 @@ class GrammarProcess:
     side itself stood still.
     """
 
-    def __init__(self, vocabulary: Vocabulary, memory_bytes: int, niceness: int = 0) -> None:
-        """memory_bytes: what it may take beside the vocabulary before it is ended. niceness: how far it steps back for
-        others that want the processor, 0 to 19. Raises OSError where there is no room for a process."""
+    def __init__(self, vocabulary: Vocabulary, serves: str, memory_bytes: int = 0) -> None:
+        """serves: TRIALS or TEXTS. memory_bytes: what one that serves texts may take beside the vocabulary before it is
+        ended. Raises OSError where there is no room for a process."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
                 self._process = subprocess.Popen(
                     # -P: the working directory may hold folders named like packages.
-                    [sys.executable, "-P", "-m", _MODULE, "--fd", str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", _MODULE, "--fd", str(theirs.fileno()), "--serves", serves],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=_STDERR,
@@ -52,7 +51,6 @@ class GrammarProcess:
             except OSError:
                 ours.close()
                 raise
-        os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
         self._connection: Connection[FromGrammar] = Connection(ours, FromGrammar)
         self._end = weakref.finalize(self, _end, self._process, self._connection)
         self._connection.queue(Begin(vocabulary, memory_bytes))
@@ -64,15 +62,6 @@ class GrammarProcess:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
-
-    @property
-    def ended_by(self) -> int | None:
-        """The signal that has ended it, None if it was none. For a process that has just died."""
-        try:
-            status = self._process.wait(_LONGEST_REAP_S)
-        except subprocess.TimeoutExpired:
-            return None
-        return -status if status < 0 else None
 
     def fileno(self) -> int:
         """The socket's file descriptor, to be polled for what `turn` reads."""

@@ -1,33 +1,32 @@
-"""Trials: finds out whether a grammar can be used, in a process that is ended where that takes too long or too much.
+"""Trials: finds out whether a grammar can be used, and remembers it. Knows no text and no engine.
 
-One trial at a time, the shortest grammar first. Knows no text and no engine.
+A process of its own tries grammars: see `trial_server`.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
-import signal
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from octavo.grammar.messages import Tried, Try
-from octavo.grammar.process import CANNOT_START, MAX_FALSE_STARTS, GrammarProcess
+from octavo.grammar.messages import Exceeded, Limits, Tried, Try, Withdraw
+from octavo.grammar.process import CANNOT_START, MAX_FALSE_STARTS, TRIALS, GrammarProcess
 from octavo.structured_outputs import StructuredOutputs
 from octavo.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# Of a processor; on a machine that is busy with something else that may be many seconds.
-LONGEST_TRIAL_S = 1.0
-# Of a process that has neither an answer nor used up its time: it stands still.
+# Whoever asks has an answer within two seconds, however little of a processor texts leave to the trial.
+LIMITS = Limits(cpu_s=1.0, awake_s=1.5, memory_bytes=1 << 29)
+# Of the process that has not answered any of what it was asked.
 LONGEST_SILENCE_S = 30.0
-MOST_MEMORY_BYTES = 1 << 30
-# Streams go before whoever has just come; what a grammar takes of a processor is a few milliseconds.
-_NICENESS = 5
+_MAX_DEATHS = 2
 _MAX_VERDICTS = 256
-# What took too much may be asked for again, but not at once.
+# What took too much may be asked for again, but not at once; sooner where the processors were only busy.
 _RETRY_S = 60.0
+_RETRY_BUSY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +37,28 @@ class Verdict:
     holds_until: float = float("inf")
 
 
-class Trials:
-    """Owns the process, the queue of trials and the latest verdicts, by what the grammars say.
+@dataclass(slots=True)
+class _Trial:
+    """One that somebody waits for."""
 
-    A process may die for reasons of its own, or of what it tried before: only the grammar with which a second one
-    dies is refused for that.
-    """
+    number: int
+    asked: StructuredOutputs
+    num_deaths: int = 0
+
+
+class Trials:
+    """Owns the process, the trials that somebody waits for and the latest verdicts, by what the grammars say."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         """Starts the process."""
         self._vocabulary = vocabulary
-        self._process = GrammarProcess(vocabulary, MOST_MEMORY_BYTES, _NICENESS)
+        self._process = GrammarProcess(vocabulary, TRIALS)
         self._num_false_starts = 0
         self._verdicts: OrderedDict[StructuredOutputs, Verdict] = OrderedDict()
-        self._queue: dict[StructuredOutputs, None] = {}
-        self._suspects: set[StructuredOutputs] = set()
-        self._running: tuple[StructuredOutputs, float] | None = None
-        # Whether anybody waits for the running one.
-        self._is_wanted = False
+        self._trials: dict[StructuredOutputs, _Trial] = {}
+        self._numbers = itertools.count()
+        # On the process's clock: its last answer, or the first question since it was idle.
+        self._heard_at = 0.0
 
     @property
     def pid(self) -> int:
@@ -79,79 +82,86 @@ class Trials:
         if verdict is not None and time.monotonic() < verdict.holds_until:
             self._verdicts.move_to_end(asked)
             return verdict.error
-        if self._running is not None and self._running[0] == asked:
-            self._is_wanted = True
-        else:
-            self._queue.setdefault(asked)
+        if asked not in self._trials:
+            if not self._trials:
+                self._heard_at = self._process.awake_s
+            trial = self._trials[asked] = _Trial(next(self._numbers), asked)
+            self._tell(Try(trial.number, asked, LIMITS))
         return None
 
     def withdraw(self, asked: StructuredOutputs) -> None:
-        """Nobody waits for it any more: not worth beginning, nor beginning anew."""
-        if self._running is not None and self._running[0] == asked:
-            self._is_wanted = False
-        self._queue.pop(asked, None)
-        self._suspects.discard(asked)
+        """Nobody waits for it any more."""
+        trial = self._trials.pop(asked, None)
+        if trial is not None and not self.is_gone:
+            self._tell(Withdraw(trial.number))
 
     def turn(self, timeout_s: float = 0.0) -> None:
-        """Hears what has come, ends what stands still, begins what is next. Waits for an answer up to `timeout_s`."""
+        """Hears what has come; starts another process where this one has died or stands still. Waits for an answer up
+        to `timeout_s`."""
         if self.is_gone:
             return
+        was_up = self._process.is_up
         messages = self._process.turn(timeout_s)
-        if messages is None:
-            self._start_anew(self._process.ended_by)
+        if self._process.is_up and not was_up:
+            self._heard_at = self._process.awake_s
+            for trial in self._trials.values():
+                self._tell(Try(trial.number, trial.asked, LIMITS))
         for message in messages or []:
-            if isinstance(message, Tried) and self._running is not None:
-                self._settle(self._running[0], Verdict(message.error))
-        if self._running is not None and self._process.awake_s > self._running[1]:
-            self._start_anew(None)
-        if self._running is None and self._queue and self._process.is_up:
-            self._begin(min(self._queue, key=lambda asked: len(asked.text)))
+            if isinstance(message, Tried):
+                self._heard_at = self._process.awake_s
+                self._settle(message)
+        if messages is None or self._is_silent():
+            self._start_anew()
 
     def close(self) -> None:
         """Ends the process."""
         self._process.kill()
 
-    def _begin(self, asked: StructuredOutputs) -> None:
-        del self._queue[asked]
-        self._running = asked, self._process.awake_s + LONGEST_SILENCE_S
-        self._is_wanted = True
-        self._process.tell(Try(asked, LONGEST_TRIAL_S))
-        self._process.flush()
+    def _tell(self, message: Try | Withdraw) -> None:
+        """A process that is not up yet will hear of the trials as they are then."""
+        if self._process.is_up:
+            self._process.tell(message)
+            self._process.flush()
 
-    def _start_anew(self, ended_by: int | None) -> None:
-        """The process was ended by this signal, or stands still."""
+    def _is_silent(self) -> bool:
+        is_asked = self._process.is_up and bool(self._trials)
+        return is_asked and self._process.awake_s > self._heard_at + LONGEST_SILENCE_S
+
+    def _start_anew(self) -> None:
+        logger.warning("the process that tries grammars has died or stands still; another one is started")
         self._num_false_starts = 0 if self._process.is_up else self._num_false_starts + 1
-        if self._running is not None:
-            self._blame(self._running[0], ended_by)
         self._process.kill()
+        for trial in list(self._trials.values()):
+            trial.num_deaths += self._process.is_up
+            if trial.num_deaths >= _MAX_DEATHS:
+                self._settle(Tried(trial.number, exceeded=Exceeded.DIED))
         while not self.is_gone:
             try:
-                self._process = GrammarProcess(self._vocabulary, MOST_MEMORY_BYTES, _NICENESS)
+                self._process = GrammarProcess(self._vocabulary, TRIALS)
                 return
             except OSError:
                 logger.exception("no grammar process could be started")
                 self._num_false_starts += 1
 
-    def _blame(self, asked: StructuredOutputs, ended_by: int | None) -> None:
-        """The process has ended with this trial: refuses the grammar if that is sure to be its fault."""
-        if ended_by == signal.SIGPROF:
-            self._refuse(asked, f"one that takes less than {LONGEST_TRIAL_S:g} s to compile")
-        elif asked in self._suspects:
-            most = f"{LONGEST_SILENCE_S:g} s and {MOST_MEMORY_BYTES >> 20} MiB"
-            self._refuse(asked, f"one that takes less than {most} to compile")
-        else:
-            logger.warning("a grammar process ended in a trial (signal %s): another one tries again", ended_by)
-            if self._is_wanted:
-                self._suspects.add(asked)
-                self._queue.setdefault(asked)
-            self._running = None
-
-    def _refuse(self, asked: StructuredOutputs, expected: str) -> None:
-        self._settle(asked, Verdict(expected, time.monotonic() + _RETRY_S))
-
-    def _settle(self, asked: StructuredOutputs, verdict: Verdict) -> None:
-        self._running = None
-        self._suspects.discard(asked)
-        self._verdicts[asked] = verdict
+    def _settle(self, tried: Tried) -> None:
+        asked = next((trial.asked for trial in self._trials.values() if trial.number == tried.number), None)
+        if asked is None:  # withdrawn meanwhile
+            return
+        del self._trials[asked]
+        self._verdicts[asked] = _verdict(tried)
         if len(self._verdicts) > _MAX_VERDICTS:
             self._verdicts.popitem(last=False)
+
+
+def _verdict(tried: Tried) -> Verdict:
+    match tried.exceeded:
+        case None:
+            return Verdict(tried.error)
+        case Exceeded.CPU:
+            expected, retry_s = f"one that takes less than {LIMITS.cpu_s:g} s to compile", _RETRY_S
+        case Exceeded.AWAKE:
+            left = f"in {LIMITS.awake_s:g} s of what others leave of this machine's processors"
+            expected, retry_s = f"one that can be compiled {left}: a smaller one, or the same one later", _RETRY_BUSY_S
+        case Exceeded.DIED:
+            expected, retry_s = f"one that takes less than {LIMITS.memory_bytes >> 20} MiB to compile", _RETRY_S
+    return Verdict(expected, time.monotonic() + retry_s)

@@ -1,0 +1,25 @@
+"""What this process takes of the memory, and a limit to it."""
+
+from __future__ import annotations
+
+import resource
+
+_PAGE_BYTES = resource.getpagesize()
+
+
+def resident_bytes() -> int:
+    """What of this process is in the machine's memory."""
+    return _statm()[1]
+
+
+def limit_growth(num_bytes: int) -> None:
+    """From now on this process's address space may grow by so much; what does not fit ends native code."""
+    limit = _statm()[0] + num_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _statm() -> tuple[int, int]:
+    """Address space and resident set, in bytes. Source: proc(5)."""
+    with open("/proc/self/statm") as file:
+        size, resident, *_ = map(int, file.read().split())
+    return size * _PAGE_BYTES, resident * _PAGE_BYTES
