@@ -22,12 +22,18 @@ MARKUP = "<img src=x onerror=\"document.title='broken'\"><script>document.title=
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KServeServer]:
-    """A model with two names, one without a chat template, and one whose template begins with its reasoning."""
+    """A model with two names, one without a chat template, one whose template begins with its reasoning, and two that
+    make vectors, with a template and without."""
     folder = tmp_path_factory.mktemp("server")
     (make_fake_model(folder / "plain") / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
     thinks = make_fake_model(folder / "thinks") / "tokenizer_config.json"
     thinks.write_text(thinks.read_text().replace("a: {% endif %}", "a: <think>{% endif %}"))
-    more_models = {"plain": {"model": "plain"}, "thinks": {"model": "thinks", "reasoning_parser": "qwen3"}}
+    more_models = {
+        "plain": {"model": "plain"},
+        "thinks": {"model": "thinks", "reasoning_parser": "qwen3"},
+        "vectors": {"model": "plain", "runner": "pooling"},
+        "templated": {"model": "thinks", "runner": "pooling"},
+    }
     (folder / "models.json").write_text(json.dumps(more_models))
     more = ["--served_model_name", "alias", "--models", str(folder / "models.json")]
     with KServeServer(folder / "log", *fake_arguments(folder), *more) as running:
@@ -210,7 +216,7 @@ def test_dark_and_light_follow_the_system_until_they_are_chosen(page: Page) -> N
 
 def test_every_name_can_be_picked_and_a_model_without_a_template_completes(page: Page) -> None:
     options = [option.text for option in page.find("#model").find_elements("css selector", "option")]
-    assert options == ["fake", "alias", "plain", "thinks"]
+    assert options == ["fake", "alias", "plain", "thinks", "vectors", "templated"]
     assert "50,000 tokens" in page.text("#context")
 
     def pick(name: str) -> None:
@@ -255,10 +261,36 @@ def test_models_that_come_and_go_are_seen_without_a_reload(page: Page, server: K
     assert "plain" in names()
     try:
         assert change("unload") == 200
-        page.wait(lambda: names() == ["fake", "alias", "thinks"])
+        page.wait(lambda: names() == ["fake", "alias", "thinks", "vectors", "templated"])
     finally:
         assert change("load") == 200
-    page.wait(lambda: names() == ["fake", "alias", "thinks", "plain"])
+    page.wait(lambda: names() == ["fake", "alias", "thinks", "vectors", "templated", "plain"])
+
+
+def test_a_model_that_makes_vectors_compares_texts_instead(page: Page, server: KServeServer) -> None:
+    page.find("#model option[value=vectors]").click()
+    page.wait(lambda: page.find("#compare").is_displayed())
+    assert not page.find("#composer").is_displayed() and "writes no text" in page.text("#compare-text")
+    head, _, body = page.text("#call-code").partition("-d ")
+    assert "v1/embeddings" in head and server.post("/v1/embeddings", json.loads(body.strip("'")))[0] == 200
+    page.find("#compare .primary").click()
+    page.wait(lambda: page.text("#ranking"))
+    query, *documents = page.run("return [...document.querySelectorAll('#compare textarea')].map((t) => t.value)")
+    asked = {"model": "vectors", "query": query, "documents": documents[0].split("\n")}
+    results = server.post("/v1/rerank", asked)[1]["results"]
+    shown = [f"{each['relevance_score']:.3f}{each['document']['text']}" for each in results]
+    assert len(shown) == 2 and page.text("#ranking li").splitlines() == shown
+    page.find("#model option[value=fake]").click()
+    page.wait(lambda: page.find("#composer").is_displayed())
+    assert not page.find("#compare").is_displayed()
+
+
+def test_a_model_with_a_template_that_refuses_to_write_compares_texts_then(page: Page) -> None:
+    page.find("#model option[value=templated]").click()
+    page.wait(lambda: page.text("#welcome-model") == "templated")
+    page.chat("hello")
+    page.wait(lambda: page.find("#compare").is_displayed())
+    assert page.text("#compare-model") == "templated"
 
 
 @pytest.mark.parametrize("language", ["curl", "v2"])

@@ -15,7 +15,8 @@ PUBLIC_NAMES = """
 AsyncEngine ChatFormat ChatPrompt CompletionOutput DeadlineExceeded EngineConfig EngineDead EngineError EngineStats
 FinishReason Histogram HistogramMetric InvalidRequest LLM Logprob METRICS MessagePart MessageReader Metric MetricKind
 ModelLoadError OctavoError Overloaded PartKind PoolingParams PromptTooLong RequestCancelled RequestError RequestFailed
-RequestOutput RequestStream SamplingParams Timing Usage cosine_similarity default_model parse_bool parse_int parse_json
+RequestOutput RequestStream SamplingParams TextPair Timing Usage cosine_similarity default_model parse_bool parse_int
+parse_json
 """
 
 FIELDS = {
@@ -24,7 +25,7 @@ FIELDS = {
         stop stop_token_ids include_stop_str_in_output ignore_eos logprobs prompt_logprobs logit_bias allowed_token_ids
         bad_words skip_special_tokens truncate_prompt_tokens structured_outputs
     """,
-    octavo.PoolingParams: "dimensions normalize truncate_prompt_tokens",
+    octavo.PoolingParams: "dimensions normalize truncate_prompt_tokens prompt_name",
     octavo.EngineConfig: """
         model runner tokenizer dtype quantization kv_cache_dtype device seed max_model_len block_size max_num_seqs
         max_num_batched_tokens long_prefill_token_threshold itl_budget_s async_scheduling
@@ -49,7 +50,7 @@ SIGNATURES = {
     octavo.LLM.generate: "(self, prompts, sampling_params=None, *, use_tqdm=True)",
     octavo.LLM.chat: "(self, messages, sampling_params=None, *, use_tqdm=True)",
     octavo.LLM.embed: "(self, prompts, pooling_params=None, *, use_tqdm=True)",
-    octavo.LLM.score: "(self, queries, documents, *, use_tqdm=True)",
+    octavo.LLM.score: "(self, queries, documents, pooling_params=None, *, use_tqdm=True)",
     octavo.cosine_similarity: "(a, b)",
 }
 

@@ -24,7 +24,7 @@ from octavo.metrics import METRICS, HistogramMetric, Metric, MetricKind
 from octavo.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput, Timing, Usage
 from octavo.parsing import parse_bool, parse_int, parse_json
 from octavo.pooling_params import PoolingParams, cosine_similarity
-from octavo.prompt import ChatPrompt
+from octavo.prompt import ChatPrompt, TextPair
 from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
 from octavo.stats import EngineStats, Histogram
@@ -67,6 +67,7 @@ __all__ = [
     "RequestOutput",
     "RequestStream",
     "SamplingParams",
+    "TextPair",
     "Timing",
     "Usage",
     "cosine_similarity",

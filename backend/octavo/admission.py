@@ -17,9 +17,10 @@ from octavo.errors import InvalidRequest, PromptTooLong
 from octavo.parsing import parse_int, parse_text
 from octavo.pooling import Pooling, check_dimensions, read_pooling
 from octavo.pooling_params import PoolingParams
-from octavo.prompt import ChatPrompt, Prompt
+from octavo.prompt import ChatPrompt, Prompt, TextPair
 from octavo.request import EngineRequest
 from octavo.sampling_params import SamplingParams
+from octavo.sentence_files import TextSettings, read_text_settings
 from octavo.text.chat import render_chat, render_unfinished_chat
 from octavo.text.tokenizer import Tokenizer, bad_words_token_ids
 
@@ -65,6 +66,12 @@ class Admission:
         self._model_name = config.served_model_name or Path(config.model or "").name.removesuffix(".gguf")
         # None: the model generates.
         self._pooling = read_pooling(checkpoint) if config.runner == "pooling" else None
+        self._texts = TextSettings() if self._pooling is None else read_text_settings(checkpoint)
+
+    @property
+    def scores_pairs(self) -> bool:
+        """Whether the model makes one score of a TextPair, and nothing of any other prompt."""
+        return self._pooling is not None and self._checkpoint.is_cross_encoder
 
     def prepare(
         self, ticket: Ticket, prompt: Prompt, params: SamplingParams | PoolingParams
@@ -76,10 +83,7 @@ class Admission:
         if isinstance(params, PoolingParams):
             return self._prepare_pooling(ticket, prompt, params)
         if self._pooling is not None:
-            raise InvalidRequest.worded(
-                "model",
-                f"model {self._model_name!r} makes embeddings (runner 'pooling'): it does not generate text",
-            )
+            raise self._other_task("it does not generate text")
         self._check_vocabulary(params)
         text, token_ids = self._read_prompt(prompt, params.truncate_prompt_tokens is not None)
         token_ids = self._truncate(token_ids, params)
@@ -102,14 +106,16 @@ class Admission:
     def _prepare_pooling(
         self, ticket: Ticket, prompt: Prompt, params: PoolingParams
     ) -> tuple[EngineRequest, str | None]:
-        pooling = self._pooling_of(params)
+        pooling = self._pooling_of(params, isinstance(prompt, TextPair))
         limit = params.truncate_prompt_tokens
-        text, token_ids = self._read_prompt(prompt, limit is not None)
-        if limit is not None:
-            limit = self.max_model_len if limit < 0 else limit
-            if isinstance(prompt, str) and len(token_ids) > limit:
-                # What the model expects around a text stays there.
-                token_ids = self._tokenizer.encode_beginning(prompt, limit)
+        limit = self.max_model_len if limit is not None and limit < 0 else limit
+        token_type_ids = list[int]()
+        text = None
+        if isinstance(prompt, TextPair):
+            token_ids, token_type_ids = self._read_pair(prompt, self._prompt_of(params), limit)
+        else:
+            prompt = _behind(self._prompt_of(params), prompt)
+            text, token_ids = self._read_prompt(prompt, limit is not None, limit)
             token_ids = token_ids[:limit]
         if len(token_ids) > self.max_model_len:
             raise PromptTooLong(
@@ -123,6 +129,7 @@ class Admission:
             priority=parse_int("priority", ticket.priority),
             cache_salt=parse_text("cache_salt", ticket.cache_salt, allow_empty=True),
             pooling=pooling,
+            token_type_ids=token_type_ids,
         )
         return request, text
 
@@ -141,15 +148,19 @@ class Admission:
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, as `prepare` makes them before it truncates. Raises what that raises."""
-        return self._read_prompt(prompt, may_be_cut=False)[1]
+        return self._read_prompt(_behind(self._texts.default_prompt, prompt), may_be_cut=False)[1]
 
-    def _read_prompt(self, prompt: Prompt, may_be_cut: bool) -> tuple[str | None, list[int]]:
+    def _read_prompt(
+        self, prompt: Prompt, may_be_cut: bool, max_tokens: int | None = None
+    ) -> tuple[str | None, list[int]]:
+        """Of a text, no more is read than makes `max_tokens` with what the model expects around it."""
         if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
             prompt = ChatPrompt(prompt)  # type: ignore[arg-type]  # told apart by what it holds
         if isinstance(prompt, str):
             text = parse_text("prompt", prompt)
             self._check_length(text, may_be_cut)
-            token_ids = self._tokenizer.encode(text)
+            encode = self._tokenizer.encode
+            token_ids = encode(text) if max_tokens is None else self._tokenizer.encode_beginning(text, max_tokens)
         elif isinstance(prompt, ChatPrompt):
             text = parse_text("messages", self._render(prompt))
             self._check_length(text, may_be_cut)
@@ -160,12 +171,43 @@ class Admission:
             raise InvalidRequest("prompt", prompt, "a text, a list of token ids or a list of chat messages")
         if not token_ids:
             raise InvalidRequest("prompt", prompt, "a prompt of at least one token")
-        if max(token_ids) >= self._vocab_size:
-            # A tokenizer may know tokens, written out in the text, that its model has no embedding for.
-            raise InvalidRequest(
-                "prompt", prompt, f"text without token {max(token_ids)}, which the model does not have"
-            )
+        self._check_known("prompt", text, token_ids)
         return text, token_ids
+
+    def _read_pair(self, pair: TextPair, before: str, limit: int | None) -> tuple[list[int], list[int]]:
+        """Token ids and which text each is of; with `limit` the document is cut, never the query."""
+        texts = {"query": pair.query, "document": pair.document}
+        for name, text in texts.items():
+            self._check_length(parse_text(name, text), limit is not None)
+        token_ids, token_type_ids = self._tokenizer.encode_pair(before + pair.query, pair.document, limit)
+        if limit is not None and len(token_ids) > limit:
+            raise PromptTooLong(
+                f"query: it leaves no room for a document in {limit} tokens (truncate_prompt_tokens, max_model_len)"
+            )
+        self._check_known("document", pair.document, token_ids)
+        num_types = self._checkpoint.num_token_types
+        if max(token_type_ids, default=0) >= num_types > 1:
+            raise InvalidRequest.worded(
+                "model",
+                f"model {self._model_name!r}: its tokenizer makes tokens of type {max(token_type_ids)}, of which "
+                f"config.json has {num_types} (type_vocab_size)",
+            )
+        return token_ids, token_type_ids if num_types > 1 else []
+
+    def _check_known(self, name: str, text: str | None, token_ids: list[int]) -> None:
+        """A tokenizer may know tokens, written out in the text, that its model has no embedding for."""
+        if max(token_ids, default=0) >= self._vocab_size:
+            raise InvalidRequest(name, text, f"text without token {max(token_ids)}, which the model does not have")
+
+    def _prompt_of(self, params: PoolingParams) -> str:
+        """What the model's own files want before a text."""
+        name, prompts = params.prompt_name, self._texts.prompts
+        if name is None:
+            return self._texts.default_prompt
+        if name not in prompts:
+            known = f"one of {', '.join(prompts)}" if prompts else "null: the model has no prompts of its own"
+            raise InvalidRequest("prompt_name", name, known)
+        return prompts[name]
 
     def _render(self, prompt: ChatPrompt) -> str:
         if prompt.continue_final_message:
@@ -216,14 +258,25 @@ class Admission:
             limit = max(self.max_model_len - (params.max_tokens or 1), 1)
         return token_ids[-limit:]
 
-    def _pooling_of(self, params: PoolingParams) -> Pooling:
+    def _other_task(self, refused: str) -> InvalidRequest:
+        """The error of a request for what the model is not served for."""
+        does = "makes embeddings (runner 'pooling')"
+        if self._pooling is None:
+            does = "generates text (runner 'generate')"
+        elif self._checkpoint.is_cross_encoder:
+            does = "scores pairs of texts (a cross-encoder)"
+        return InvalidRequest.worded("model", f"model {self._model_name!r} {does}: {refused}")
+
+    def _pooling_of(self, params: PoolingParams, is_pair: bool) -> Pooling:
         """What the request asks for, and the model's own for the rest."""
         if self._pooling is None:
-            raise InvalidRequest.worded(
-                "model",
-                f"model {self._model_name!r} generates text (runner 'generate'): it makes no embeddings; serve it with "
-                "runner 'pooling' for that",
-            )
+            raise self._other_task("it makes no embeddings; serve it with runner 'pooling' for that")
+        if is_pair != self.scores_pairs:
+            raise self._other_task("it reads no pairs of texts" if is_pair else "it makes no embeddings")
+        if is_pair:
+            for name in ("dimensions", "normalize"):
+                if getattr(params, name) is not None:
+                    raise InvalidRequest(name, getattr(params, name), "null: a score is no vector")
         normalize = self._pooling.normalize if params.normalize is None else params.normalize
         if params.dimensions is not None:
             check_dimensions(self._checkpoint, params.dimensions)
@@ -267,3 +320,8 @@ class Admission:
             asked = getattr(params, name)
             if asked is not None and asked > self._vocab_size:
                 raise InvalidRequest(name, asked, f"at most {self._vocab_size} (the vocabulary), or -1 for all of it")
+
+
+def _behind(before: str, prompt: Prompt) -> Prompt:
+    """A text with the model's own prompt before it; whatever else, and what is to be refused, as it is."""
+    return before + prompt if isinstance(prompt, str) and prompt else prompt

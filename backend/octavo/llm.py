@@ -21,7 +21,7 @@ from octavo.live_request import LiveRequest
 from octavo.outputs import EngineOutput, RequestOutput
 from octavo.pooling_params import PoolingParams, cosine_similarity
 from octavo.progress import count_bar, load_bar
-from octavo.prompt import Prompt
+from octavo.prompt import Prompt, TextPair
 from octavo.recorder import Recorder
 from octavo.request_stream import RequestStream
 from octavo.sampling_params import SamplingParams
@@ -113,16 +113,27 @@ class LLM:
         return [_vector_of(live) for live in lives]
 
     def score(
-        self, queries: str | Sequence[str], documents: str | Sequence[str], *, use_tqdm: bool = True
+        self,
+        queries: str | Sequence[str],
+        documents: str | Sequence[str],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: bool = True,
     ) -> list[float]:
-        """How like each document is to its query: the cosine of their vectors, from -1 to 1.
+        """How well each document goes with its query: a cross-encoder's score, else the cosine of their vectors.
 
-        One query goes with all documents; several go with as many documents, in pairs. Raises what `embed` raises.
+        A score is the sigmoid of the model's number, from 0 to 1, unless its files say otherwise; a cosine lies between
+        -1 and 1. One query goes with all documents; several go with as many documents, in pairs. Raises what `embed`
+        raises.
         """
         left, right = _as_list(queries), _as_list(documents)
         if len(left) not in (1, len(right)):
             raise InvalidRequest("queries", f"{len(left)} of them", f"one, or one a document ({len(right)})")
-        vectors = self.embed([*left, *right], use_tqdm=use_tqdm)
+        if self._admission.scores_pairs:
+            of_each = left * len(right) if len(left) == 1 else left
+            pairs = [TextPair(query, document) for query, document in zip(of_each, right, strict=True)]  # type: ignore[arg-type]  # checked at submit
+            return [float(score[0]) for score in self.embed(pairs, pooling_params, use_tqdm=use_tqdm)]
+        vectors = self.embed([*left, *right], pooling_params, use_tqdm=use_tqdm)
         of_queries, of_documents = vectors[: len(left)], vectors[len(left) :]
         if len(of_queries) == 1:
             of_queries *= len(of_documents)

@@ -128,7 +128,7 @@ class RequestOutput:
 
     `outputs` holds the completions that have something new, by index. `timing` is as of this output, None before the
     first token. `error` explains FinishReason.ERROR. `embedding` is what a request with PoolingParams brings: fp32
-    [dimensions]; its one completion ends then, without text.
+    [dimensions], or of a TextPair its score, fp32 [1]; its one completion ends then, without text.
     """
 
     request_id: str

@@ -1,30 +1,38 @@
-"""Pooling: how one vector is made of a prompt's hidden states, and what a checkpoint's own files say of it.
+"""Pooling: how a vector, or a score, is made of a prompt's hidden states, and what a checkpoint's files say of it.
 
-The files are those of Sentence Transformers (modules.json and what it names); no tensor is read.
+Reads no tensor.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from octavo.checkpoint import Checkpoint, read_json
 from octavo.errors import InvalidRequest, ModelLoadError, shorten
+from octavo.sentence_files import MODULES, read_activation, read_modules, read_text_settings
 
 
 class PoolingKind(StrEnum):
-    """Which hidden states make the vector: the mean of all, the first token's, or the last token's."""
+    """Which hidden states make the vector: the mean of all, the first token's, or the last token's.
+
+    Of a cross-encoder: its head's number as it is (the logit), or between 0 and 1 (the sigmoid of that).
+    """
 
     MEAN = "mean"
     CLS = "cls"
     LAST = "last"
+    LOGIT = "logit"
+    SIGMOID = "sigmoid"
 
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """The vector is the first `dimensions` numbers (None: all) of what `kind` says, `normalize`d to length 1 or not."""
+    """The vector is the first `dimensions` numbers (None: all) of what `kind` says, `normalize`d to length 1 or not.
+
+    A score is a vector of one number.
+    """
 
     kind: PoolingKind
     normalize: bool
@@ -32,49 +40,51 @@ class Pooling:
 
 
 _MODULES = ("Transformer", "Pooling", "Normalize")
-# The switches in a Pooling module's config.json, of which one is on.
+# What a Pooling module's config.json may say: as `pooling_mode`, or by older files' switches, of which one is on.
 _MODES = {
+    "mean": PoolingKind.MEAN,
+    "cls": PoolingKind.CLS,
+    "lasttoken": PoolingKind.LAST,
     "pooling_mode_mean_tokens": PoolingKind.MEAN,
     "pooling_mode_cls_token": PoolingKind.CLS,
     "pooling_mode_lasttoken": PoolingKind.LAST,
 }
+# A GGUF file's numbers for the same; 4 is a score's.
+_GGUF_KINDS = {1: PoolingKind.MEAN, 2: PoolingKind.CLS, 3: PoolingKind.LAST}
+# The last parts of torch's names.
+_ACTIVATIONS = {"Sigmoid": PoolingKind.SIGMOID, "Identity": PoolingKind.LOGIT}
 
 
 def is_made_for_vectors(checkpoint: Checkpoint) -> bool:
-    """Whether vectors are what the model is for, so that nobody need ask for them."""
-    return not checkpoint.has_head or (checkpoint.path / "modules.json").is_file()
+    """Whether vectors or scores are what the model is for, so that nobody need ask for them."""
+    says_so = checkpoint.gguf_pooling_type > 0 or (checkpoint.path / MODULES).is_file()
+    return not checkpoint.has_head or says_so
 
 
 def read_pooling(checkpoint: Checkpoint) -> Pooling:
-    """What modules.json says; without one the mean for an encoder, the last token for a decoder, of length 1.
+    """What modules.json or the GGUF file says; else the mean of an encoder, the last token of a decoder, of length 1.
 
-    Raises ModelLoadError for modules that would change the vectors and are not supported, and for dimensions that are
-    none.
+    Raises ModelLoadError for whatever would change the vectors and is not supported, and for dimensions that are none.
     """
     _check_listed(checkpoint)
+    if checkpoint.is_cross_encoder:
+        return _read_scoring(checkpoint)
     kind = PoolingKind.MEAN if checkpoint.is_encoder else PoolingKind.LAST
-    file = checkpoint.path / "modules.json"
-    if not file.is_file():
-        return Pooling(kind, normalize=True)
-    modules = _read_modules(file)
-    for name, path in modules:
-        if name not in _MODULES:
-            raise ModelLoadError(f"{file}: module {shorten(name)} is not supported; known are {', '.join(_MODULES)}")
-        if name == "Pooling":
-            kind = _read_kind(checkpoint.path / path / "config.json")
+    where, number = checkpoint.path, checkpoint.gguf_pooling_type
+    modules = read_modules(checkpoint, _MODULES)
+    if number > 0:
+        if number not in _GGUF_KINDS:
+            raise ModelLoadError(f"{where}: pooling_type {number} is not supported; known are {_numbered()}")
+        kind = _GGUF_KINDS[number]
+    if modules is not None:
+        where = checkpoint.path / MODULES
+        if "Pooling" not in modules:
+            raise ModelLoadError(f"{where}: there is no module Pooling, which makes one vector of all tokens'")
+        kind = _read_kind(modules["Pooling"] / "config.json", bool(read_text_settings(checkpoint).default_prompt))
     if not checkpoint.is_encoder and kind is not PoolingKind.LAST:
         # A decoder's prompt is computed in chunks, of which only the last is at hand in the end.
-        raise ModelLoadError(f"{file}: pooling {kind.value!r} is not supported for a decoder; expected its last token")
-    return Pooling(kind, normalize=any(name == "Normalize" for name, _ in modules))
-
-
-def read_max_seq_length(checkpoint: Checkpoint) -> int | None:
-    """The longest prompt that the vectors were made for, in tokens, where sentence_bert_config.json says so."""
-    file = checkpoint.path / "sentence_bert_config.json"
-    length = read_json(file).get("max_seq_length") if file.is_file() else None
-    if length is not None and (type(length) is not int or length < 1):
-        raise ModelLoadError(f"{file}: max_seq_length is {shorten(length)}; expected a whole number of tokens")
-    return length
+        raise ModelLoadError(f"{where}: pooling {kind.value!r} is not supported for a decoder; expected its last token")
+    return Pooling(kind, normalize=modules is None or "Normalize" in modules)
 
 
 def check_dimensions(checkpoint: Checkpoint, asked: int) -> None:
@@ -102,21 +112,33 @@ def _check_listed(checkpoint: Checkpoint) -> None:
         )
 
 
-def _read_modules(file: Path) -> list[tuple[str, str]]:
-    """(name, folder) of each module; its name is the last part of its type."""
-    try:
-        modules = json.loads(file.read_text(encoding="utf-8"))
-        found = [(str(module["type"]).rpartition(".")[2], str(module.get("path", ""))) for module in modules]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        found = []
-    if not found:
-        raise ModelLoadError(f"{file} is not a list of modules, each with a type")
-    return found
+def _numbered() -> str:
+    return ", ".join(f"{number} ({kind.value})" for number, kind in _GGUF_KINDS.items())
 
 
-def _read_kind(file: Path) -> PoolingKind:
+def _read_kind(file: Path, has_prompt: bool) -> PoolingKind:
     config = read_json(file)
-    on = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
-    if len(on) != 1 or on[0] not in _MODES:
-        raise ModelLoadError(f"{file}: {shorten(on)} is not supported; expected one of {', '.join(_MODES)}")
-    return _MODES[on[0]]
+    modes = config.get("pooling_mode")
+    if modes is None:
+        on = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+        modes = on or ["mean"]
+    modes = [modes] if isinstance(modes, str) else modes
+    if not isinstance(modes, list) or len(modes) != 1 or str(modes[0]) not in _MODES:
+        known = ", ".join(_MODES)
+        raise ModelLoadError(f"{file}: pooling_mode {shorten(modes)} is not supported; expected one of {known}")
+    if has_prompt and config.get("include_prompt") is False:
+        raise ModelLoadError(f"{file}: include_prompt false is not supported: a prompt counts like the text behind it")
+    return _MODES[modes[0]]
+
+
+def _read_scoring(checkpoint: Checkpoint) -> Pooling:
+    """Of a cross-encoder: the sigmoid, where its files do not say anything else."""
+    read_modules(checkpoint, ("Transformer",))
+    activation = read_activation(checkpoint) or "Sigmoid"
+    kind = _ACTIVATIONS.get(activation.rpartition(".")[2])
+    if kind is None:
+        known = ", ".join(_ACTIVATIONS)
+        raise ModelLoadError(
+            f"{checkpoint.path}: activation_fn {shorten(activation)} is not supported; known are {known}"
+        )
+    return Pooling(kind, normalize=False)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import InvalidRequest
-from octavo.parsing import parse_bool, parse_int, parse_mapping
+from octavo.parsing import parse_bool, parse_int, parse_mapping, parse_text
 
 _INT32_MAX = 2**31 - 1
 
@@ -25,12 +25,15 @@ class PoolingParams:
     dimensions: how many numbers, None for all; fewer only of a model that was trained for it. normalize: whether the
     vector has length 1, None for what the model's own files say. truncate_prompt_tokens: so many tokens of a longer
     prompt are taken, from its beginning, those included that the tokenizer puts around a text; -1 for as many as the
-    model can take, None to refuse a longer one. Raises InvalidRequest that names the field.
+    model can take, None to refuse a longer one. Of a pair of texts the document is cut. prompt_name: which of the
+    model's own prompts is put before a text, None for the one that its files name, if any. Raises InvalidRequest that
+    names the field.
     """
 
     dimensions: int | None = None
     normalize: bool | None = None
     truncate_prompt_tokens: int | None = None
+    prompt_name: str | None = None
 
     def __post_init__(self) -> None:
         for name, parse in _PARSERS.items():
@@ -76,4 +79,5 @@ _PARSERS: dict[str, Callable[[str, object], Any]] = {
     "dimensions": _between(1),
     "normalize": parse_bool,
     "truncate_prompt_tokens": _between(-1),
+    "prompt_name": parse_text,
 }

@@ -1,4 +1,4 @@
-"""What may be asked to be completed: a text, token ids, or chat messages. Knows no template and no tokenizer."""
+"""What may be asked of a model: a text, token ids, chat messages, a pair of texts. Knows no template, no tokenizer."""
 
 from __future__ import annotations
 
@@ -25,5 +25,13 @@ class ChatPrompt:
     marks: Collection[str] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class TextPair:
+    """A query and a document, for a model that reads both at once and scores how well they go together."""
+
+    query: str
+    document: str
+
+
 # A bare list of messages is a ChatPrompt without anything else.
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | ChatPrompt
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | ChatPrompt | TextPair

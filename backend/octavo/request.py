@@ -18,6 +18,7 @@ class EngineRequest:
     `end_token_ids` are those that may end a text that follows a grammar, and do: EOS, ignored or not, and special stop
     tokens. A lower `priority` runs first. `cache_salt` separates prefix caches: only equal salts share blocks.
     With `pooling` the request brings a vector and no token; `params` then only say that it may have one.
+    `token_type_ids` say which text of a pair each token of the prompt is of; empty where all are of the first.
     """
 
     request_id: str
@@ -32,3 +33,4 @@ class EngineRequest:
     emitted_token_ids: list[list[int]] = field(default_factory=list)
     finished: list[bool] = field(default_factory=list)
     pooling: Pooling | None = None
+    token_type_ids: list[int] = field(default_factory=list)

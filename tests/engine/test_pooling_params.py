@@ -12,13 +12,14 @@ import pytest
 from octavo import EngineConfig, InvalidRequest, ModelLoadError, PoolingParams, cosine_similarity
 from octavo.checkpoint import Checkpoint
 from octavo.config import resolve
-from octavo.pooling import Pooling, PoolingKind, read_max_seq_length, read_pooling
+from octavo.pooling import Pooling, PoolingKind, read_pooling
 
 MEAN = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
 
 
-def write_modules(folder: Path, names: list[str], modes: dict[str, bool] = MEAN) -> None:
-    modules = [{"idx": i, "path": f"{i}_{name}", "type": f"some.package.{name}"} for i, name in enumerate(names)]
+def write_modules(folder: Path, names: list[str], modes: dict[str, object] = MEAN) -> None:
+    package = "sentence_transformers.models"
+    modules = [{"idx": i, "path": f"{i}_{name}", "type": f"{package}.{name}"} for i, name in enumerate(names)]
     (folder / "modules.json").write_text(json.dumps(modules))
     for i, name in enumerate(names):
         (folder / f"{i}_{name}").mkdir()
@@ -35,7 +36,7 @@ def test_a_client_may_send_texts_for_numbers_and_null_for_the_default() -> None:
     assert params == PoolingParams(dimensions=64, normalize=False)
     assert PoolingParams.from_mapping({}, normalize=True) == PoolingParams(normalize=True)
     assert PoolingParams.from_mapping({"normalize": None}, normalize=True) == PoolingParams(normalize=True)
-    assert PoolingParams.parameter_names() == {"dimensions", "normalize", "truncate_prompt_tokens"}
+    assert PoolingParams.parameter_names() == {"dimensions", "normalize", "truncate_prompt_tokens", "prompt_name"}
 
 
 @pytest.mark.parametrize(
@@ -69,13 +70,16 @@ def test_the_cosine_of_two_vectors() -> None:
 @pytest.mark.parametrize(
     ("mode", "kind"),
     [
-        ("pooling_mode_mean_tokens", PoolingKind.MEAN),
-        ("pooling_mode_cls_token", PoolingKind.CLS),
-        ("pooling_mode_lasttoken", PoolingKind.LAST),
+        ({"pooling_mode_mean_tokens": True}, PoolingKind.MEAN),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, PoolingKind.CLS),
+        ({"pooling_mode_lasttoken": True}, PoolingKind.LAST),
+        ({"pooling_mode": "lasttoken"}, PoolingKind.LAST),
+        ({"pooling_mode": ["cls"], "pooling_mode_mean_tokens": True}, PoolingKind.CLS),
+        ({}, PoolingKind.MEAN),
     ],
 )
-def test_the_modules_say_how_the_vector_is_made(tmp_path: Path, mode: str, kind: PoolingKind) -> None:
-    write_modules(tmp_path, ["Transformer", "Pooling"], {mode: True, "word_embedding_dimension": 8})
+def test_the_modules_say_how_the_vector_is_made(tmp_path: Path, mode: dict[str, object], kind: PoolingKind) -> None:
+    write_modules(tmp_path, ["Transformer", "Pooling"], mode | {"word_embedding_dimension": 8})
     assert read_pooling(opened(tmp_path)) == Pooling(kind, normalize=False)
 
 
@@ -87,7 +91,6 @@ def test_a_module_may_normalise(tmp_path: Path) -> None:
 def test_without_modules_it_goes_by_the_kind_of_model(tmp_path: Path) -> None:
     assert read_pooling(opened(tmp_path)) == Pooling(PoolingKind.MEAN, normalize=True)
     assert read_pooling(opened(tmp_path, "LlamaForCausalLM")) == Pooling(PoolingKind.LAST, normalize=True)
-    assert read_max_seq_length(opened(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,11 @@ def test_without_modules_it_goes_by_the_kind_of_model(tmp_path: Path) -> None:
         (["Transformer", "Pooling", "Dense"], MEAN, "module 'Dense'"),
         (["Transformer", "Pooling"], {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
         (["Transformer", "Pooling"], MEAN | {"pooling_mode_cls_token": True}, "pooling_mode_mean_tokens"),
-        (["Transformer", "Pooling"], {}, r"\[\] is not supported"),
+        (["Transformer", "Pooling"], {"pooling_mode": "weightedmean"}, "weightedmean"),
+        (["Transformer", "Pooling"], {"pooling_mode": ["cls", "mean"]}, "'cls', 'mean'"),
+        (["Transformer", "Pooling"], {"pooling_mode": [["cls"]]}, "pooling_mode"),
+        (["Transformer", "Normalize", "Pooling"], MEAN, "Transformer, Normalize, Pooling are not supported"),
+        (["Transformer", "Normalize"], MEAN, "there is no module Pooling"),
     ],
 )
 def test_what_would_make_other_vectors_fails_the_load(tmp_path: Path, names, modes, message) -> None:
@@ -122,6 +129,33 @@ def test_the_mean_of_a_decoder_fails_the_load(tmp_path: Path) -> None:
     write_modules(tmp_path, ["Transformer", "Pooling"])
     with pytest.raises(ModelLoadError, match="'mean' is not supported for a decoder"):
         read_pooling(opened(tmp_path, "Qwen3ForCausalLM"))
+
+
+@pytest.mark.parametrize(("number", "kind"), [(0, PoolingKind.LAST), (3, PoolingKind.LAST), (1, None), (4, None)])
+def test_a_gguf_file_says_how_the_vector_is_made(number: int, kind: PoolingKind | None) -> None:
+    config = {"architectures": ["Qwen3ForCausalLM"], "vocab_size": 8, "gguf_pooling_type": number}
+    checkpoint = Checkpoint(Path("model.gguf"), config, {}, (), gguf={})  # type: ignore[arg-type]
+    assert resolve(EngineConfig(), checkpoint).runner == ("pooling" if number else "generate")
+    if kind is not None:
+        assert read_pooling(checkpoint) == Pooling(kind, normalize=True)
+        return
+    with pytest.raises(ModelLoadError, match=r"model\.gguf: pool.* is not supported"):
+        read_pooling(checkpoint)
+
+
+def test_a_module_of_the_folders_own_fails_the_load(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text('[{"type": "custom_st.Transformer", "path": ""}]')
+    with pytest.raises(ModelLoadError, match=r"module 'custom_st\.Transformer' is not supported"):
+        read_pooling(opened(tmp_path))
+
+
+def test_a_prompt_that_does_not_count_fails_the_load(tmp_path: Path) -> None:
+    write_modules(tmp_path, ["Transformer", "Pooling"], {"pooling_mode": "mean", "include_prompt": False})
+    assert read_pooling(opened(tmp_path)).kind is PoolingKind.MEAN
+    prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    with pytest.raises(ModelLoadError, match="include_prompt false is not supported"):
+        read_pooling(opened(tmp_path))
 
 
 def test_an_encoder_pools_and_computes_whole_prompts(tmp_path: Path) -> None:
@@ -167,10 +201,3 @@ def test_vllms_older_name_for_the_runner(task: str) -> None:
     assert EngineConfig.from_mapping({"task": "generate"}).runner == "auto"
     with pytest.raises(ModelLoadError, match="task: 'classify' is not supported yet"):
         EngineConfig.from_mapping({"task": "classify"})
-
-
-@pytest.mark.parametrize("length", ["256", 0, -1, True, [1]])
-def test_a_length_that_is_none_fails_the_load(tmp_path: Path, length: object) -> None:
-    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
-    with pytest.raises(ModelLoadError, match="max_seq_length"):
-        read_max_seq_length(opened(tmp_path))

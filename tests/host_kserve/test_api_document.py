@@ -42,7 +42,7 @@ READERS: dict[str, Any] = {
     "AnthropicRequest": anthropic_request.read_message,
     "EmbeddingRequest": lambda fields, models: embeddings_request.read_embedding(fields, models).pooling,
     "ScoreRequest": lambda fields, models: embeddings_request.read_score(fields, models).pooling,
-    "RerankRequest": lambda fields, models: embeddings_request.read_rerank(fields, models).pooling,
+    "RerankRequest": lambda fields, models: embeddings_request.read_rerank(fields, models).scores.pooling,
 }
 SCHEMAS = BODIES | RESPONSE_SCHEMAS | ANTHROPIC_SCHEMAS | EMBEDDING_SCHEMAS
 # Read by a route, and not told: they have no effect, ask for what is refused, or have another name there.
@@ -57,10 +57,11 @@ UNTOLD = {
 
 
 def models(*names: str) -> Models:
-    """Of an engine, nothing here asks more than whether it has been ready, and how its model writes messages."""
+    """Of an engine, nothing here asks more than whether it is ready, and how its model reads and writes."""
     found = Models()
+    model = {"chat_format": octavo.ChatFormat(None, None), "scores_pairs": False}
     for name in names:
-        engine = SimpleNamespace(wait_ready=lambda timeout_s: None, chat_format=octavo.ChatFormat(None, None))
+        engine = SimpleNamespace(wait_ready=lambda timeout_s: None, **model)
         found.add(ServedModel(name, engine, 1, (f"{name}-alias",)))  # type: ignore[arg-type]
     return found
 

@@ -12,6 +12,7 @@ from octavo.models.llama import LlamaForCausalLM
 from octavo.models.mistral import MistralForCausalLM
 from octavo.models.qwen2 import Qwen2ForCausalLM
 from octavo.models.qwen3 import Qwen3ForCausalLM
+from octavo.models.roberta import RobertaModel
 
 CONFIG = {
     "hidden_size": 64,
@@ -79,11 +80,22 @@ def test_a_config_may_say_that_a_decoder_is_one(said):
     assert read_spec(CONFIG | said) == read_spec(CONFIG)
 
 
-@pytest.mark.parametrize("family", [LlamaForCausalLM, BertModel])
-def test_without_a_length_the_context_is_as_long_for_the_model_as_for_its_checkpoint(family):
-    config = {key: value for key, value in CONFIG.items() if key != "max_position_embeddings"}
-    checkpoint = Checkpoint(Path(), config | {"architectures": [family.__name__]}, {}, ())
+@pytest.mark.parametrize("family", [LlamaForCausalLM, BertModel, RobertaModel])
+@pytest.mark.parametrize("said", [{}, {"max_position_embeddings": 514}])
+def test_the_context_is_as_long_for_the_model_as_for_its_checkpoint(family, said):
+    config = {key: value for key, value in CONFIG.items() if key != "max_position_embeddings"} | said
+    config["architectures"] = [family.__name__]
+    checkpoint = Checkpoint(Path(), config, {}, ())
     assert checkpoint.max_position_embeddings == family.read_spec(config).max_position_embeddings
+
+
+@pytest.mark.parametrize(
+    ("said", "message"), [({"pad_token_id": 511}, "leaves no position"), ({"pad_token_id": "1"}, "pad_token_id is '1'")]
+)
+def test_a_context_of_nothing_is_refused(said, message):
+    checkpoint = Checkpoint(Path(), CONFIG | {"architectures": ["RobertaModel"]} | said, {}, ())
+    with pytest.raises(ModelLoadError, match=message):
+        _ = checkpoint.max_position_embeddings
 
 
 def test_mistral_slides_in_every_layer():

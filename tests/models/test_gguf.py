@@ -39,9 +39,11 @@ def interleaved(tensor, num_heads):
     return tensor.reshape(num_heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
-def write_gguf(model, architecture, file, rope_factors=None, kind=gguf.GGMLQuantizationType.F32):
+def write_gguf(model, architecture, file, rope_factors=None, kind=gguf.GGMLQuantizationType.F32, more=None):
     config = model.config
     writer = gguf.GGUFWriter(file, architecture)
+    if more is not None:
+        more(writer)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -101,6 +103,27 @@ def test_an_unknown_tensor_is_named(tiny, load, tmp_path):
     write_gguf(reference, "llama", tmp_path / "tiny.gguf")
     with pytest.raises(ModelLoadError, match=r"self_attn\..*_proj\.bias"):
         load(tmp_path / "tiny.gguf")
+
+
+def test_a_file_whose_tokens_see_those_behind_them_is_refused(tiny, tmp_path):
+    _, reference = tiny("qwen3")
+    for name, causal in (("a", True), ("b", False)):
+        write_gguf(
+            reference, "qwen3", tmp_path / name, more=lambda writer, causal=causal: writer.add_causal_attention(causal)
+        )
+    assert not open_checkpoint(tmp_path / "a").is_encoder
+    with pytest.raises(ModelLoadError, match=r"qwen3\.attention\.causal false is not supported"):
+        open_checkpoint(tmp_path / "b")
+
+
+def test_a_file_says_how_its_vectors_are_made(tiny, tmp_path):
+    _, reference = tiny("qwen3")
+    write_gguf(reference, "qwen3", tmp_path / "none")
+    write_gguf(
+        reference, "qwen3", tmp_path / "last", more=lambda writer: writer.add_pooling_type(gguf.PoolingType.LAST)
+    )
+    assert open_checkpoint(tmp_path / "none").gguf_pooling_type == 0
+    assert open_checkpoint(tmp_path / "last").gguf_pooling_type == gguf.PoolingType.LAST
 
 
 def test_the_default_model_equals_transformers_on_the_dequantised_weights(load):

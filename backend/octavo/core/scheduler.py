@@ -389,4 +389,5 @@ class Scheduler:
             bad_words_token_ids=seq.request.bad_words_token_ids,
             prompt_logprobs=seq.wants_prompt_logprobs,
             pooling=seq.request.pooling,
+            token_type_ids=seq.request.token_type_ids,
         )

@@ -55,6 +55,7 @@ class NewRow:
     prompt. `block_table` names the KV block of each `block_size` positions, for the positions allocated so far.
     `seed` is the child's own key. `prompt_logprobs` says whether this row must bring them (its params say how many).
     With `pooling` the row brings a vector, where its range ends at its last token, and samples nothing.
+    `token_type_ids`: as in EngineRequest.
     """
 
     row: int
@@ -67,6 +68,7 @@ class NewRow:
     bad_words_token_ids: list[list[int]]
     prompt_logprobs: bool
     pooling: Pooling | None = None
+    token_type_ids: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

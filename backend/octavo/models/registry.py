@@ -21,6 +21,7 @@ from octavo.models.weights import BodyReader, ShapeSource, WeightReader, WeightS
 _BODYS_TABLE = "embed_tokens.weight"
 # The name in a config.json's "architectures" -> "module:Class".
 ARCHITECTURES = {
+    "BertForSequenceClassification": "octavo.models.bert:BertForSequenceClassification",
     "BertModel": "octavo.models.bert:BertModel",
     "LlamaForCausalLM": "octavo.models.llama:LlamaForCausalLM",
     "LlamaModel": "octavo.models.llama:LlamaForCausalLM",
@@ -30,6 +31,10 @@ ARCHITECTURES = {
     "Qwen2Model": "octavo.models.qwen2:Qwen2ForCausalLM",
     "Qwen3ForCausalLM": "octavo.models.qwen3:Qwen3ForCausalLM",
     "Qwen3Model": "octavo.models.qwen3:Qwen3ForCausalLM",
+    "RobertaForSequenceClassification": "octavo.models.roberta:RobertaForSequenceClassification",
+    "RobertaModel": "octavo.models.roberta:RobertaModel",
+    "XLMRobertaForSequenceClassification": "octavo.models.roberta:RobertaForSequenceClassification",
+    "XLMRobertaModel": "octavo.models.roberta:RobertaModel",
 }
 
 

@@ -15,6 +15,7 @@ from octavo.kernels import language
 from octavo.kernels.heap import keep_freed_memory
 from octavo.models import Model, ModelSpec, load_model, read_model_spec
 from octavo.models.decoder import Decoder
+from octavo.models.encoder import Encoder
 from octavo.runner.cuda_device import CudaDevice
 from octavo.runner.device_start import start_on_device
 from octavo.runner.encoder_runner import EncoderRunner
@@ -67,6 +68,7 @@ def create_executor_for(
     if isinstance(model, Decoder):
         runner = ModelRunner(model, kv_caches, batch)
     else:
+        assert isinstance(model, Encoder)
         runner = EncoderRunner(model, kv_caches, batch)
     runner.warm_up()
     on_progress("warm up", 1.0)

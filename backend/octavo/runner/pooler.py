@@ -1,4 +1,4 @@
-"""Vectors of whole prompts from hidden states, for the rows that ask for one instead of a token.
+"""Vectors of whole prompts from hidden states, or scores, for the rows that ask for one instead of a token.
 
 In numpy, on one thread: the order of additions depends on the row alone, not on the batch around it.
 """
@@ -30,12 +30,27 @@ def add_embedding(index: int, hidden: Tensor, new: NewRow, output: ModelRunnerOu
     """For the row at place `index` of the step. hidden: [n, hidden_size], of its last n tokens."""
     assert new.pooling is not None
     vector = _pooled(hidden, new.pooling.kind, len(new.token_ids))[: new.pooling.dimensions]
-    if not np.isfinite(vector).all():
-        output.failed[index] = NOT_FINITE
-        return
     if new.pooling.normalize:
         vector = vector / max(float(np.linalg.norm(vector)), _SHORTEST)
-    output.embeddings[index] = vector.astype("<f4").tobytes()
+    _bring(index, vector, output)
+
+
+def add_scores(
+    step: SchedulerOutput, arrays: StepArrays, batch: InputBatch, logits: Tensor, output: ModelRunnerOutput
+) -> None:
+    """For all rows that pool in this step, into `output`. logits: float32 [B] on CPU, one a row."""
+    for index in np.flatnonzero(arrays.pools).tolist():
+        pooling = batch.new_row(step.rows[index]).pooling
+        assert pooling is not None
+        number = logits[index : index + 1].double().numpy()
+        _bring(index, 1 / (1 + np.exp(-number)) if pooling.kind is PoolingKind.SIGMOID else number, output)
+
+
+def _bring(index: int, vector: NDArray[np.float64], output: ModelRunnerOutput) -> None:
+    if np.isfinite(vector).all():
+        output.embeddings[index] = vector.astype("<f4").tobytes()
+    else:
+        output.failed[index] = NOT_FINITE
 
 
 def _pooled(hidden: Tensor, kind: PoolingKind, num_tokens: int) -> NDArray[np.float64]:

@@ -13,9 +13,13 @@ from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Normalizers
+from tokenizers.processors import TemplateProcessing
 
 from octavo.checkpoint import Checkpoint, GGUFMetadata, read_json
 from octavo.errors import InvalidRequest, ModelLoadError
+from octavo.sentence_files import reads_lower_case
 from octavo.text.decoding import Decoding, open_decoding
 from octavo.text.gguf_tokenizer import build_from_gguf
 from octavo.vocabulary import Vocabulary
@@ -29,11 +33,21 @@ class Tokenizer:
     `special_tokens` maps the names that chat templates use ("bos_token", ...) to the tokens' texts.
     """
 
-    def __init__(self, backend: Backend, special_tokens: Mapping[str, str], chat_template: str | None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        special_tokens: Mapping[str, str],
+        chat_template: str | None,
+        tells_pairs_apart: bool = True,
+    ) -> None:
         # Limits that a folder was saved with are about training batches, not about requests.
         backend.no_truncation()
         backend.no_padding()
+        if backend.post_processor is None:
+            # As transformers has it: without one, the tokens of a pair would all be of the first text.
+            backend.post_processor = TemplateProcessing(single="$A", pair="$A $B:1")
         self._backend = backend
+        self._tells_pairs_apart = tells_pairs_apart
         self.special_tokens = dict(special_tokens)
         self.chat_template = chat_template
         self.decoding: Decoding = open_decoding(backend)
@@ -96,6 +110,19 @@ class Tokenizer:
         encoding.truncate(max(max_tokens - self._backend.num_special_tokens_to_add(is_pair=False), 0))
         return self._backend.post_process(encoding).ids
 
+    def encode_pair(self, query: str, document: str, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
+        """Token ids of both texts with what the model expects around them, and which text each token is of (0, 1).
+
+        With `max_tokens` only so much of the document is taken as leaves no more in all, but at least one token. The
+        second list is empty for a model that is not told.
+        """
+        first, second = (self._backend.encode(text, add_special_tokens=False) for text in (query, document))
+        if max_tokens is not None:
+            taken = len(first.ids) + self._backend.num_special_tokens_to_add(is_pair=True)
+            second.truncate(max(max_tokens - taken, 1))
+        pair = self._backend.post_process(first, second)
+        return pair.ids, pair.type_ids if self._tells_pairs_apart else []
+
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence; ids without a token give nothing, broken UTF-8 gives U+FFFD."""
         return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
@@ -115,7 +142,8 @@ def open_tokenizer(checkpoint: Checkpoint, path: str | None = None) -> Tokenizer
         return _open_gguf(checkpoint.gguf, location)
     if location.suffix == ".gguf" and location.is_file():
         return _open_gguf(GGUFMetadata(location), location)
-    return _open_folder(location / "tokenizer.json" if location.is_dir() else location)
+    file = location / "tokenizer.json" if location.is_dir() else location
+    return _open_folder(file, reads_lower_case(checkpoint))
 
 
 def bad_words_token_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[int]]:
@@ -149,17 +177,27 @@ def _open_gguf(metadata: Mapping[str, Any], file: Path) -> Tokenizer:
     return Tokenizer(backend, special_tokens, template if isinstance(template, str) else None)
 
 
-def _open_folder(file: Path) -> Tokenizer:
+def _open_folder(file: Path, lower_case: bool) -> Tokenizer:
     if not file.is_file():
         raise ModelLoadError(f"{file} is missing: a tokenizer is read from tokenizer.json or from a GGUF file")
     try:
         backend = Backend.from_file(str(file))
     except Exception as error:  # The library has no error type of its own: whatever it raises is about this file.
         raise ModelLoadError(f"{file} is not a tokenizer: {error}") from None
+    if lower_case:
+        _lower_case(backend)
     config = _read_if_there(file.parent / "tokenizer_config.json")
     special_tokens = {name: text for name in _NAMED_TOKENS if (text := _token_content(config.get(name))) is not None}
     _add_tokens(backend, config, special_tokens)
-    return Tokenizer(backend, special_tokens, _chat_template(file.parent, config))
+    inputs = config.get("model_input_names")
+    tells_pairs_apart = not isinstance(inputs, list) or "token_type_ids" in inputs
+    return Tokenizer(backend, special_tokens, _chat_template(file.parent, config), tells_pairs_apart)
+
+
+def _lower_case(backend: Backend) -> None:
+    """Texts lose their capitals before anything else is done to them."""
+    normalizer = backend.normalizer
+    backend.normalizer = Lowercase() if normalizer is None else Normalizers([Lowercase(), normalizer])
 
 
 def _read_if_there(file: Path) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import octavo
 from octavo_kserve.embeddings.request import EmbeddingRequest, PoolingRequest, RerankRequest, ScoreRequest
-from octavo_kserve.openai.generation import generate
+from octavo_kserve.openai.generation import Prompts, generate
 from octavo_kserve.openai.spelling import spelled
 
 
@@ -29,30 +29,29 @@ async def embeddings(request: EmbeddingRequest) -> bytes:
 
 
 async def scores(request: ScoreRequest) -> dict[str, Any]:
-    """How like the texts of each pair are: the cosine between their vectors."""
+    """How well the texts of each pair go together."""
     outputs = await _run(request.pooling)
-    found = [_similarity(outputs[left], outputs[right]) for left, right in request.pairs]
+    found = _compare(request, outputs)
     data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(found)]
     return _envelope(request.pooling, outputs) | {"object": "list", "data": data}
 
 
 async def ranking(request: RerankRequest) -> dict[str, Any]:
-    """The documents that are most like the query, the best first; of two alike, the first."""
-    outputs = await _run(request.pooling)
-    query, *documents = outputs
-    found = [_similarity(query, document) for document in documents]
-    best = sorted(range(len(documents)), key=lambda i: -found[i])[: request.top_n]
+    """The documents that go best with the query, the best first; of two alike, the first."""
+    outputs = await _run(request.scores.pooling)
+    found = _compare(request.scores, outputs)
+    best = sorted(range(len(found)), key=lambda i: -found[i])[: request.top_n]
     results: list[dict[str, Any]] = [{"index": i, "relevance_score": found[i]} for i in best]
     if request.returns_documents:
         for result in results:
-            result["document"] = {"text": request.pooling.prompts[1 + result["index"]]}
-    return _envelope(request.pooling, outputs) | {"results": results}
+            result["document"] = {"text": request.scores.texts[1 + result["index"]]}
+    return _envelope(request.scores.pooling, outputs) | {"results": results}
 
 
 async def _run(request: PoolingRequest) -> list[octavo.RequestOutput]:
     """The outputs in the prompts' order. Where one prompt fails, nothing goes on for the others."""
     with spelled(request.names):
-        async with generate(request.call, request.prompts, request.params) as outputs:
+        async with generate(request.call, cast("Prompts", request.prompts), request.params) as outputs:
             found = {i: output async for i, output in outputs}
     return [found[i] for i in range(len(request.prompts))]
 
@@ -77,5 +76,9 @@ def _base64(output: octavo.RequestOutput) -> str:
     return base64.b64encode(_vector(output).astype("<f4").tobytes()).decode("ascii")
 
 
-def _similarity(left: octavo.RequestOutput, right: octavo.RequestOutput) -> float:
-    return octavo.cosine_similarity(_vector(left), _vector(right))
+def _compare(request: ScoreRequest, outputs: Sequence[octavo.RequestOutput]) -> list[float]:
+    """Of each pair the cross-encoder's score, or the cosine between the two vectors."""
+    vectors = [_vector(output) for output in outputs]
+    if request.pooling.call.served.engine.scores_pairs:
+        return [float(vector[0]) for vector in vectors]
+    return [octavo.cosine_similarity(vectors[left], vectors[right]) for left, right in request.pairs]

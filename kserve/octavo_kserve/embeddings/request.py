@@ -1,8 +1,8 @@
-"""Reads requests to /embeddings, /score and /rerank: which vectors are to be made, and what is to be told of them."""
+"""Reads requests to /embeddings, /score and /rerank: what is to be made of which texts, and what is told of that."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,10 @@ _BASE64 = "base64"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingRequest:
-    """One vector each of `prompts`. `names`: where these stand in the body, by what errors call them."""
+    """One vector or score each of `prompts`. `names`: where these stand in the body, by what errors call them."""
 
     call: Call
-    prompts: tuple[str | list[int], ...]
+    prompts: tuple[str | list[int] | octavo.TextPair, ...]
     names: Mapping[str, str]
     params: octavo.PoolingParams
 
@@ -35,17 +35,18 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """How like each other the prompts of each pair are: by their numbers."""
+    """How well the `texts` of each pair go together, by their numbers. A cross-encoder's prompts are the pairs."""
 
     pooling: PoolingRequest
+    texts: tuple[str, ...]
     pairs: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
-    """How like the first prompt, the query, the others are: the `top_n` best of them, with their texts or without."""
+    """How well the first text, the query, goes with the others: the `top_n` best, with their texts or without."""
 
-    pooling: PoolingRequest
+    scores: ScoreRequest
     top_n: int
     returns_documents: bool
 
@@ -55,8 +56,12 @@ def read_embedding(fields: Fields, models: Models) -> EmbeddingRequest:
     encoding = fields.text("encoding_format") or "float"
     if encoding not in ("float", _BASE64):
         raise octavo.InvalidRequest("encoding_format", encoding, '"float" or "base64"')
-    prompts = read_prompts("input", fields.get("input"))
-    return EmbeddingRequest(_read_pooling(fields, models, "embd-", prompts, {"prompt": "input"}), encoding == _BASE64)
+    prompts = tuple(read_prompts("input", fields.get("input")))
+    call, params = _read_call(fields, models, "embd-")
+    if call.served.engine.scores_pairs:
+        raise octavo.InvalidRequest("model", call.model, "one that makes embeddings: this one scores pairs of texts")
+    pooling = PoolingRequest(call=call, prompts=prompts, names={"prompt": "input"}, params=params)
+    return EmbeddingRequest(pooling, encoding == _BASE64)
 
 
 def read_score(fields: Fields, models: Models) -> ScoreRequest:
@@ -68,10 +73,9 @@ def read_score(fields: Fields, models: Models) -> ScoreRequest:
     # One text more, as of a query, still fits an engine's queue; twice as many do not.
     if len(left) == len(right) > MOST_PROMPTS // 2:
         raise octavo.InvalidRequest("text_2", f"{len(right)} texts", f"at most {MOST_PROMPTS // 2} beside as many")
-    pooling = _read_pooling(fields, models, "score-", [*left, *right], _names(given))
     number = max(len(left), len(right))
     pairs = [(i % len(left), len(left) + i % len(right)) for i in range(number)]
-    return ScoreRequest(pooling, tuple(pairs))
+    return _read_pairs(fields, models, "score-", given, pairs)
 
 
 def read_rerank(fields: Fields, models: Models) -> RerankRequest:
@@ -82,32 +86,42 @@ def read_rerank(fields: Fields, models: Models) -> RerankRequest:
     if not isinstance(documents, list):
         raise octavo.InvalidRequest("documents", documents, "a list of texts")
     texts = _read_texts("documents", [_text_of(document) for document in documents])
-    names = _names({"query": query, "documents": texts})
+    pairs = [(0, 1 + i) for i in range(len(texts))]
     top_n = fields.whole_number("top_n", 0, 2**31 - 1)
     return RerankRequest(
         returns_documents=fields.flag("return_documents", True),
         top_n=len(texts) if top_n is None else top_n,
-        pooling=_read_pooling(fields, models, "rerank-", [query, *texts], names),
+        scores=_read_pairs(fields, models, "rerank-", {"query": query, "documents": texts}, pairs),
     )
 
 
-def _read_pooling(
-    fields: Fields, models: Models, prefix: str, prompts: list[Any], names: Mapping[str, str]
-) -> PoolingRequest:
+def _read_call(fields: Fields, models: Models, prefix: str) -> tuple[Call, octavo.PoolingParams]:
     call = read_call(fields, models, prefix)
     fields.refuse("stream", "vectors come in one piece")
     given = {name: fields.get(name) for name in octavo.PoolingParams.parameter_names()}
     params = octavo.PoolingParams.from_mapping(given)
     fields.log_unknown()
-    return PoolingRequest(call=call, prompts=tuple(prompts), names=names, params=params)
+    return call, params
 
 
-def _names(given: Mapping[str, Any]) -> dict[str, str]:
-    """Of the prompts that these fields have, one after the other: each is a text or a list of them."""
-    names = list[str]()
+def _read_pairs(
+    fields: Fields, models: Models, prefix: str, given: Mapping[str, Any], pairs: Sequence[tuple[int, int]]
+) -> ScoreRequest:
+    """given: the two sides of the pairs by their fields' names, each a text or a list of them."""
+    call, params = _read_call(fields, models, prefix)
+    texts, names = list[str](), list[str]()
     for name, value in given.items():
+        texts += value if isinstance(value, list) else [value]
         names += [f"{name}[{i}]" for i in range(len(value))] if isinstance(value, list) else [name]
-    return {f"prompt[{i}]": name for i, name in enumerate(names)}
+    prompts: list[str | octavo.TextPair] = [*texts]
+    places = {f"prompt[{i}]": name for i, name in enumerate(names)}
+    if call.served.engine.scores_pairs:
+        prompts = [octavo.TextPair(texts[left], texts[right]) for left, right in pairs]
+        # What is said of a whole pair is mostly about its second text, the longer one.
+        places = {f"prompt[{i}]": names[right] for i, (_, right) in enumerate(pairs)}
+        places |= {"prompt": names[pairs[0][1]]} | dict(zip(("query", "document"), given, strict=True))
+    pooling = PoolingRequest(call=call, prompts=tuple(prompts), names=places, params=params)
+    return ScoreRequest(pooling, tuple(texts), tuple(pairs))
 
 
 def _read_texts(name: str, value: object) -> list[str]:

@@ -20,6 +20,7 @@ _ASKED: dict[str, Schema] = {
     "truncate_prompt_tokens": {
         "anyOf": [{"type": "null"}, {"const": -1}, {"type": "integer", "minimum": 1, "maximum": INT32_MAX}]
     },
+    "prompt_name": nullable(**TEXT),
 }
 _EMBEDDING: dict[str, Schema] = {"input": PROMPT, "encoding_format": {"enum": ["float", "base64", None]}}
 _SCORE: dict[str, Schema] = {name: {"anyOf": [TEXT, _TEXTS]} for name in ("text_1", "text_2")}
@@ -37,7 +38,8 @@ _ENVELOPE: dict[str, Schema] = {
     "usage": record({"prompt_tokens": _COUNT, "total_tokens": _COUNT}),
 }
 _VECTOR: Schema = {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}
-_SIMILARITY: Schema = {"type": "number", "minimum": -1, "maximum": 1}
+# Cosines, or whatever numbers a cross-encoder's own files want.
+_SIMILARITY: Schema = {"type": "number"}
 
 
 def _list(**item: Schema) -> Schema:

@@ -2,6 +2,7 @@
 
 import { isLocked } from "./api.js";
 import { Chat } from "./chat.js";
+import { Compare, comparison } from "./compare.js";
 import { byId, element } from "./dom.js";
 import { Examples } from "./examples.js";
 import { canChat } from "./generation.js";
@@ -13,7 +14,8 @@ import { setUpSettings } from "./settings.js";
 
 const INTERVAL_MS = 1000;
 
-const chat = new Chat();
+const chat = new Chat(() => choose(chosen, true));
+const compare = new Compare();
 const live = new Live(() => loadModels().catch(() => {}));
 const examples = new Examples();
 const picker = byId("model");
@@ -27,7 +29,8 @@ function showState() {
   document.title = state === "ready" ? "Octavo" : `${state} – Octavo`;
 }
 
-async function choose(name) {
+/** `refused`: it has refused to write, template or not. */
+async function choose(name, refused = false) {
   const model = models.find((each) => each.id === name);
   if (!model) return;
   chosen = name;
@@ -36,10 +39,12 @@ async function choose(name) {
   // Further names of a model share its figures.
   live.use(model.root);
   const chats = await canChat(name);
+  const kind = chats && !refused ? null : await comparison(name);
   // Somebody may have chosen again meanwhile.
   if (chosen !== name) return;
   chat.use(name, chats);
-  examples.use({ name, chats });
+  compare.use(name, kind);
+  examples.use({ name, chats, kind });
 }
 
 async function loadModels() {

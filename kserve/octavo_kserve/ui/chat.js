@@ -14,7 +14,9 @@ export class Chat {
   #abort = null;
   #model = null;
 
-  constructor() {
+  /** Calls `onRefused` when a model does not write texts at all. */
+  constructor(onRefused) {
+    this.onRefused = onRefused;
     this.scroll = byId("scroll");
     this.question = byId("question");
     byId("composer").addEventListener("submit", (event) => {
@@ -95,6 +97,7 @@ export class Chat {
     this.#abort = null;
     this.#showBusy(false);
     byId("announce").textContent = failure ? "" : "The answer is complete.";
+    if (failure?.status === 400 && failure.param === "model") this.onRefused();
     if (failure && !(failure instanceof ServerError)) throw failure;
   }
 
