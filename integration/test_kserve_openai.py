@@ -268,6 +268,54 @@ def test_the_loop_of_tool_calls_goes_round_in_every_protocol(
     assert block.type == "text" and block.text == answer.output_text
 
 
+def test_a_conversation_goes_on_behind_a_call_that_was_cut_off(
+    client: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    asked: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
+    done = client.chat.completions.create(messages=asked, tool_choice="required", **TOOLS | {"max_tokens": 40})
+    (cut,) = done.choices[0].message.tool_calls
+    assert done.choices[0].finish_reason == "length"
+    with pytest.raises(ValueError, match="line 1"):
+        json.loads(cut.function.arguments)
+    said = done.choices[0].message.model_dump(exclude_none=True)
+    back = {"role": "tool", "tool_call_id": cut.id, "content": [{"type": "text", "text": "It is sunny."}]}
+    answer = client.chat.completions.create(messages=[*asked, said, back], tool_choice="none", **TOOLS)
+
+    given: Any = {"model": MODEL, "tools": [{"type": "function", **tool["function"]} for tool in TOOLS["tools"]]}
+    given |= {"temperature": 0, "max_output_tokens": 128}
+    output = client.responses.create(input=asked, tool_choice="required", **given | {"max_output_tokens": 40}).output
+    (item,) = output
+    assert item.type == "function_call"
+    assert (item.arguments, item.status) == (cut.function.arguments, "incomplete")
+    result = {"type": "function_call_output", "call_id": item.call_id, "output": "It is sunny."}
+    response = client.responses.create(input=[*asked, *output, result], tool_choice="none", **given)
+
+    tools = [{"name": tool["function"]["name"], "input_schema": WEATHER} for tool in TOOLS["tools"]]
+    given = {"model": MODEL, "tools": tools, "extra_body": {"temperature": 0}}
+    message = claude.messages.create(messages=asked, tool_choice={"type": "any"}, max_tokens=40, **given)
+    (use,) = message.content
+    assert use.type == "tool_use" and list(use.input.values()) == [cut.function.arguments]
+    found: Any = {"type": "tool_result", "tool_use_id": use.id, "content": [{"type": "text", "text": "It is sunny."}]}
+    turns = [*asked, message.to_param(), {"role": "user", "content": [found]}]
+    last = claude.messages.create(messages=turns, tool_choice={"type": "none"}, max_tokens=128, **given)
+    said_by_all = {answer.choices[0].message.content, response.output_text, last.content[0].text}  # type: ignore[union-attr]
+    assert len(said_by_all) == 1 and said_by_all != {""}
+
+
+@pytest.mark.parametrize("kind", [None, "auto", "none", "any", "tool"])
+def test_the_tokens_that_are_counted_are_those_of_the_answers_prompt(
+    claude: anthropic.Anthropic, kind: str | None
+) -> None:
+    asked: Any = {"model": MODEL, "messages": MESSAGES[1:], "system": [{"type": "text", "text": "Be brief."}]}
+    if kind is not None:
+        asked |= {"tools": [{"name": "get_weather", "input_schema": WEATHER}], "tool_choice": {"type": kind}}
+    if kind == "tool":
+        asked["tool_choice"]["name"] = "get_weather"
+    usage = claude.messages.create(**asked, max_tokens=1).usage
+    counted = claude.messages.count_tokens(**asked).input_tokens
+    assert counted == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+
+
 def text_of(choice: Any) -> str:
     """What a choice says, whole or in part, of a chat or a completion."""
     if hasattr(choice, "text"):

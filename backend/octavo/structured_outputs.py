@@ -6,6 +6,7 @@ Knows no grammar engine and no vocabulary: whether the grammar can be compiled i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,21 +29,34 @@ class StructuredOutputs:
 
     text: the JSON schema, the regular expression, the choices as a JSON list, the grammar (Lark or GBNF), or the
     structural tag as JSON; empty for json_object. `parameter` is what a refusal calls it, and `shown` what it shows of
-    a grammar that was made of something else.
+    a grammar that was made of something else; `parts` are both for each JSON schema in such a grammar, in their order.
     """
 
     kind: Kind
     text: str
     parameter: str = field(default="structured_outputs", compare=False)
     shown: str = field(default="", compare=False)
+    parts: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if len(self.text) > MAX_CHARACTERS:
             raise InvalidRequest(self.parameter, self.shown or self.text[:80], f"at most {MAX_CHARACTERS} characters")
 
     def refusal(self, why: str) -> InvalidRequest:
-        """The error for a grammar that cannot be used."""
-        return InvalidRequest(self.parameter, self.shown or self.text or self.kind, why)
+        """The error for a grammar that cannot be used; `why` may be `of_part`."""
+        part = _OF_PART.match(why)
+        if part is None:
+            return InvalidRequest(self.parameter, self.shown or self.text or self.kind, why)
+        parameter, shown = self.parts[int(part[1])]
+        return InvalidRequest(parameter, shown, why[part.end() :])
+
+
+def of_part(number: int, why: str) -> str:
+    """`why` about one part of a grammar: it comes from another process, as a text."""
+    return f"part {number}: {why}"
+
+
+_OF_PART = re.compile(r"part (\d+): ")
 
 
 def read_structured_outputs(mapping: Mapping[str, object]) -> StructuredOutputs | None:

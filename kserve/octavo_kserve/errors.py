@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import octavo
 
@@ -63,6 +63,13 @@ class Unprocessable(octavo.InvalidRequest):
     """An InvalidRequest that clients of KServe expect FastAPI's status for."""
 
 
+class NoThreads(octavo.InvalidRequest):
+    """A request that counts on a server that remembers. Clients of Anthropic's threads read `details`, and then send
+    everything anew with each turn."""
+
+    details: ClassVar[dict[str, Any]] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+
+
 class ClientGone(octavo.RequestCancelled):
     """The client closed its connection, so nobody reads this."""
 
@@ -84,6 +91,7 @@ ERROR_TABLE: dict[type[octavo.OctavoError], ErrorRow] = {
     octavo.RequestError: ErrorRow(400, _INVALID, "invalid_request"),
     octavo.InvalidRequest: ErrorRow(400, _INVALID, "invalid_value"),
     Unprocessable: ErrorRow(422, _INVALID, "invalid_value"),
+    NoThreads: ErrorRow(400, _INVALID, "invalid_value"),
     octavo.PromptTooLong: ErrorRow(400, _INVALID, "context_length_exceeded"),
     Unauthorized: ErrorRow(401, _INVALID, "invalid_api_key"),
     UnknownModel: ErrorRow(404, _INVALID, "model_not_found"),
@@ -105,11 +113,15 @@ ERROR_TABLE: dict[type[octavo.OctavoError], ErrorRow] = {
 
 @dataclass(frozen=True, slots=True)
 class ErrorReply:
-    """A whole answer: `body` has the object `error`, and for a value that was refused also FastAPI's list `detail`."""
+    """A whole answer: `body` has the object `error`, and for a value that was refused also FastAPI's list `detail`.
+
+    `details` is what else some clients read, for protocols that have a place for it.
+    """
 
     status: int
     headers: dict[str, str]
     body: dict[str, Any]
+    details: dict[str, Any] | None = None
 
     @property
     def text(self) -> str:
@@ -125,7 +137,7 @@ def error_reply(error: BaseException) -> ErrorReply:
     row = next(ERROR_TABLE[c] for c in type(error).__mro__ if c in ERROR_TABLE)
     # A client's own words may be in it: what UTF-8 cannot hold could not be sent.
     text = " ".join(str(error).splitlines()).encode("utf-8", "backslashreplace").decode("utf-8")
-    reply = _reply(row, text, getattr(error, "parameter", None))
+    reply = _reply(row, text, getattr(error, "parameter", None), getattr(error, "details", None))
     if isinstance(error, octavo.Overloaded | ModelLoading):
         reply.headers["Retry-After"] = str(max(math.ceil(error.retry_after_s), 1))
     if isinstance(error, Unauthorized):
@@ -135,9 +147,9 @@ def error_reply(error: BaseException) -> ErrorReply:
     return reply
 
 
-def _reply(row: ErrorRow, text: str, parameter: str | None) -> ErrorReply:
+def _reply(row: ErrorRow, text: str, parameter: str | None, details: dict[str, Any] | None = None) -> ErrorReply:
     error = {"message": text, "type": row.type, "param": parameter, "code": row.code}
-    return ErrorReply(row.status, {}, {"error": error})
+    return ErrorReply(row.status, {}, {"error": error}, details)
 
 
 def _location(parameter: str) -> list[str | int]:

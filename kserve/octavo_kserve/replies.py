@@ -69,4 +69,5 @@ def is_anthropic(path: str) -> bool:
 def anthropic_error(reply: ErrorReply) -> dict[str, Any]:
     """The body of an error, and the event of one in mid-stream."""
     otherwise = "invalid_request_error" if reply.status < 500 else "api_error"
-    return {"type": "error", "error": {"type": ANTHROPIC_TYPES.get(reply.status, otherwise), "message": reply.text}}
+    error = {"type": ANTHROPIC_TYPES.get(reply.status, otherwise), "message": reply.text}
+    return {"type": "error", "error": error if reply.details is None else error | {"details": reply.details}}

@@ -8,8 +8,9 @@ import pytest
 from host_kserve.test_openai_requests import fields_of, models
 
 import octavo
-from octavo.text.reasoning import THINK
+from octavo.text.reasoning import THINK, ReasoningFormat
 from octavo.text.tool_formats import HERMES
+from octavo_kserve.anthropic.arguments import INVALID_JSON
 from octavo_kserve.anthropic.request import REFUSED, read_counted, read_message
 from octavo_kserve.openai.request import GenerateRequest
 
@@ -18,6 +19,15 @@ USE = {"type": "tool_use", "id": "c1", "name": "look", "input": {"at": "x"}}
 RESULT = {"type": "tool_result", "tool_use_id": "c1", "content": "8"}
 TOOL = {"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}
 SCHEMA = {"type": "json_schema", "schema": {"type": "object"}}
+KEPT = {"type": "clear_thinking", "keep": "all"}
+CHOICES = [
+    None,
+    {"type": "auto"},
+    {"type": "none"},
+    {"type": "any"},
+    {"type": "any", "disable_parallel_tool_use": True},
+    {"type": "tool", "name": "look"},
+]
 
 
 def message(chat_format: octavo.ChatFormat | None = None, **body: Any) -> GenerateRequest:
@@ -95,6 +105,7 @@ def test_an_answer_that_has_begun_is_gone_on_with() -> None:
 def test_parameters_have_the_names_of_this_protocol() -> None:
     asked = message(max_tokens=7, stop_sequences=["x"], temperature=0.5, top_p=0.9, top_k=3, seed=1)
     assert asked.params == octavo.SamplingParams(max_tokens=7, stop=["x"], temperature=0.5, top_p=0.9, top_k=3, seed=1)  # type: ignore[arg-type]
+    assert message(context_management={"edits": [KEPT]}).params == message(context_management={}).params
     quiet = {"metadata": {"user_id": "1"}, "service_tier": "auto", "cache_control": {"type": "ephemeral"}}
     assert message(**quiet, anthropic_version="x").params == message().params
 
@@ -134,7 +145,7 @@ def test_a_format_is_a_structured_output_and_effort_a_variable() -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_this_server_cannot_do_is_refused_by_name(name: str) -> None:
+def test_what_this_server_cannot_do_or_calls_otherwise_is_refused_by_name(name: str) -> None:
     assert refusal(**{name: {"x": 1}}).parameter == name
 
 
@@ -152,6 +163,10 @@ def test_what_this_server_cannot_do_is_refused_by_name(name: str) -> None:
         ({"messages": [{"role": "user", "content": [USE]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "assistant", "content": [RESULT]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "assistant", "content": [USE | {"input": "x"}]}]}, "messages[0].content[0].input"),
+        ({"messages": [HELLO, HELLO, {"role": "assistant", "content": [USE, USE | {"name": ""}]}]},
+         "messages[2].content[1].name"),
+        ({"messages": [{"role": "user", "content": [RESULT | {"content": ["x"]}]}]},
+         "messages[0].content[0].content[0]"),
         ({"messages": [{"role": "user", "content": [RESULT | {"content": [{"type": "image"}]}]}]},
          "messages[0].content[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
@@ -172,6 +187,9 @@ def test_what_this_server_cannot_do_is_refused_by_name(name: str) -> None:
         ({"output_config": {"format": {"type": "json_schema", "schema": 5}}}, "output_config.format.schema"),
         ({"thinking": {"type": "maybe"}}, "thinking.type"),
         ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens"),
+        ({"thread": {"type": "create"}}, "thread"),
+        ({"context_management": {"edits": 5}}, "context_management.edits"),
+        ({"context_management": {"edits": [KEPT, {"type": "clear_tool_uses"}]}}, "context_management.edits[1]"),
         ({"n": 2}, "n"),
         ({"temperature": -1}, "temperature"),
     ],
@@ -180,9 +198,28 @@ def test_what_is_wrong_is_named_as_the_client_wrote_it(body: dict[str, Any], par
     assert refusal(**body).parameter == parameter
 
 
-def test_the_prompt_that_is_counted_is_the_one_that_would_be_answered() -> None:
-    body = {"messages": [HELLO], "system": "a", "tools": [TOOL], "thinking": {"type": "disabled"}}
-    counted, asked = read_counted(fields_of(**body)), prompt(chat_format=octavo.ChatFormat(HERMES, None), **body)
-    assert (counted.messages, counted.tools, counted.template_kwargs) == (
-        asked.messages, asked.tools, asked.template_kwargs
-    )  # fmt: skip
+@pytest.mark.parametrize("reasoning", [None, THINK])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_prompt_that_is_counted_is_the_one_that_would_be_answered(
+    choice: Any, reasoning: ReasoningFormat | None
+) -> None:
+    chat_format = octavo.ChatFormat(HERMES, reasoning)
+    body = {
+        "messages": [HELLO],
+        "system": "a",
+        "tools": [TOOL],
+        "tool_choice": choice,
+        "thinking": {"type": "adaptive"},
+    }
+    counted = read_counted(fields_of(**body), models("m", chat_format=chat_format))
+    assert counted.prompts == message(chat_format, **body).prompts
+
+
+def test_arguments_that_were_no_object_come_back_as_the_model_wrote_them() -> None:
+    for given, expected in (
+        ({INVALID_JSON: '{"at'}, '{"at'),
+        ({INVALID_JSON: "x", "at": 1}, {INVALID_JSON: "x", "at": 1}),
+        ({INVALID_JSON: 5}, {INVALID_JSON: 5}),
+    ):
+        (turn,) = prompt(messages=[{"role": "assistant", "content": [USE | {"input": given}]}]).messages
+        assert turn["tool_calls"][0]["function"]["arguments"] == expected

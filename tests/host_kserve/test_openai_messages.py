@@ -22,6 +22,23 @@ from octavo_kserve.openai.request import MessageSettings
 
 CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "é"}}\n</tool_call>'
 TEXT = f"<think>\nHm.\n</think>\n\nLet me see.\n{CALL}\n{CALL}"
+AS_TEXT = '<tool_call>\n{"name": "look", "arguments": "{\\"at\\": \\"\\u00e9\\"}"}\n</tool_call>'
+WITHOUT_BRACE = '<tool_call>\n{"name": "look", "arguments": {"at": "é"}\n</tool_call>'
+# Whole, broken and cut off.
+TEXTS = [
+    TEXT,
+    *(TEXT + more for more in (WITHOUT_BRACE + CALL, AS_TEXT + AS_TEXT[:56], AS_TEXT[:38], AS_TEXT[:24], CALL[:15])),
+    TEXT + CALL.replace("}}", "}, more: 1}").replace("look", "see") + '<tool_call>{"name": "now"}</tool_call>',
+]
+
+
+def pieces_of(text: str, cuts: list[int]) -> list[str]:
+    return [
+        text[start:end] for start, end in pairwise(sorted({0, len(text), *(cut for cut in cuts if cut < len(text))}))
+    ]
+
+
+CUT_TEXTS = st.builds(pieces_of, st.sampled_from(TEXTS), st.lists(st.integers(0, 300)))
 
 
 def settings(tools: ToolFormat | None = HERMES, **more: Any) -> MessageSettings:
@@ -100,11 +117,9 @@ def test_a_streamed_call_begins_with_its_name_and_goes_on_with_its_arguments() -
     assert [choice["finish_reason"] for choice in (first, *more, last)] == [None, None, None, "tool_calls"]
 
 
-@given(cuts=st.lists(st.integers(0, len(TEXT))))
-def test_deltas_put_together_are_the_whole_message(cuts: list[int]) -> None:
-    at = sorted({0, *cuts, len(TEXT)})
-    pieces = [TEXT[start:end] for start, end in pairwise(at)]
-    message = without_ids(whole(TEXT)["message"])
+@given(pieces=CUT_TEXTS)
+def test_deltas_put_together_are_the_whole_message(pieces: list[str]) -> None:
+    message = without_ids(whole("".join(pieces))["message"])
     assert {"role": "assistant", "refusal": None, **put_together(streamed(pieces))} == message
 
 
@@ -126,9 +141,23 @@ def test_an_answer_that_ends_within_a_calls_arguments_does_not_end_with_a_call(e
     assert put_together(streamed_choices)["tool_calls"] == message["tool_calls"]
 
 
-def test_a_call_that_is_not_shown_may_end_anywhere() -> None:
+@pytest.mark.parametrize("before", ["", CALL])
+@pytest.mark.parametrize("last", ['{"', '{"name": "look"', '"arguments": ', '{"at": "', '"{\\"at\\": \\"'])
+def test_an_answer_that_a_stop_string_ends_within_a_call_ends_with_that(before: str, last: str) -> None:
+    call = CALL if last != '"{\\"at\\": \\"' else CALL.replace('{"at": "', last)
+    text = before + call[: call.index(last) + len(last)]
+    choice, choices = whole(text), streamed(list(text))
+    assert choice["finish_reason"] == choices[-1]["finish_reason"] == "stop"
+    assert put_together(choices).get("tool_calls") == without_ids(choice["message"]).get("tool_calls")
+    calls = choice["message"].get("tool_calls", ())
+    assert len(calls) == bool(before) + (last != '{"')
+    assert all(call["function"]["name"] == "look" for call in calls)
+
+
+@pytest.mark.parametrize("last", ['{"', '"arguments": ', "é"])
+def test_a_call_that_is_not_shown_may_end_anywhere(last: str) -> None:
     one = settings(parallel_tool_calls=False)
-    assert whole(CALL + CALL[: CALL.index("é")], message=one)["finish_reason"] == "tool_calls"
+    assert whole(CALL + CALL[: CALL.index(last)], message=one)["finish_reason"] == "tool_calls"
 
 
 def test_an_answer_that_goes_on_with_reasoning_shows_it_as_that() -> None:

@@ -164,6 +164,13 @@ def test_what_goes_with_the_messages_reaches_the_template() -> None:
     assert prompt == octavo.ChatPrompt(MESSAGES, TOOLS, False, kwargs, marks=HERMES.marks)
 
 
+@pytest.mark.parametrize(("given", "thinks"), [({}, False), ({"enable_thinking": True}, True)])
+def test_no_effort_at_all_is_no_thinking_unless_the_request_says_so(given: dict[str, bool], thinks: bool) -> None:
+    (prompt,) = chat(reasoning_effort="none", chat_template_kwargs=given).prompts
+    assert isinstance(prompt, octavo.ChatPrompt)
+    assert prompt.template_kwargs == {"reasoning_effort": "none", "enable_thinking": thinks}
+
+
 def test_a_message_that_is_continued_needs_no_generation_prompt() -> None:
     (prompt,) = chat(continue_final_message=True).prompts
     assert prompt == octavo.ChatPrompt(

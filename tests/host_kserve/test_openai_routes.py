@@ -303,4 +303,4 @@ def test_a_schema_that_cannot_be_followed_is_refused(plain: httpx2.Client) -> No
     bad = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "not": {}}}}]
     body = {"messages": MESSAGES, "tools": bad, "tool_choice": "required"}
     reply = plain.post("/v1/chat/completions", json=body)
-    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "tools")
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "tools[0].function.parameters")

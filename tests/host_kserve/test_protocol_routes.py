@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx2
@@ -56,15 +56,17 @@ def test_a_message_says_what_a_chat_does_whole_and_streamed(claude: anthropic.An
     assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", say(plain)[10:12])
 
 
-def test_a_prompts_tokens_are_those_of_its_answer(claude: anthropic.Anthropic) -> None:
+@pytest.mark.parametrize("kind", [None, "auto", "none", "any", "tool"])
+def test_a_prompts_tokens_are_those_of_its_answer(claude: anthropic.Anthropic, kind: str | None) -> None:
     asked: Any = {"messages": MESSAGES, "model": "fake", "system": "Be brief."}
+    if kind is not None:
+        asked |= {"tools": [{"name": "f", "input_schema": LOOK_UP}], "tool_choice": {"type": kind}}
+    if kind == "tool":
+        asked["tool_choice"]["name"] = "f"
     usage = claude.messages.create(**asked, max_tokens=1).usage
     counted = claude.messages.count_tokens(**asked).input_tokens
-    assert (
-        counted
-        == usage.input_tokens + (usage.cache_read_input_tokens or 0)
-        == len("system: Be brief.\nuser: hello\na: ")
-    )
+    assert counted == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+    assert counted == len("system: Be brief.\nuser: hello\na: ")
 
 
 def test_a_forced_call_of_a_response_is_the_same_whole_and_streamed(client: openai.OpenAI) -> None:
@@ -151,6 +153,46 @@ def test_what_the_template_or_the_engine_refuses_is_named_as_the_client_wrote_it
     assert reply.json()["error"]["message"].startswith("output_config.format.schema: ")
 
 
+def test_anthropics_own_loop_of_tools_goes_round_without_a_server_that_remembers(claude: anthropic.Anthropic) -> None:
+    letters = list[str]()
+
+    @anthropic.beta_tool
+    def look_up(letter: Literal["a", "b"]) -> str:
+        """Looks a letter up."""
+        letters.append(letter)
+        return "alpha"
+
+    loop = claude.beta.messages.tool_runner(
+        model="fake", max_tokens=500, messages=MESSAGES, tools=[look_up], max_iterations=2,
+        tool_choice={"type": "any", "disable_parallel_tool_use": True}, extra_body={"seed": 4},
+    )  # fmt: skip
+    first, second = loop
+    assert first.stop_reason == second.stop_reason == "tool_use" and len(letters) == 2
+
+
+def test_a_tool_that_cannot_be_forced_is_named_as_the_client_wrote_it(plain: httpx2.Client) -> None:
+    schemas = {"f": LOOK_UP, "g": {"type": "object", "not": {}}}
+    functions = [{"name": name, "parameters": schema} for name, schema in schemas.items()]
+    routes: dict[str, tuple[str, Any, list[Any]]] = {
+        "chat/completions": (
+            "function.parameters",
+            "required",
+            [{"type": "function", "function": each} for each in functions],
+        ),
+        "responses": ("parameters", "required", [{"type": "function", **each} for each in functions]),
+        "messages": (
+            "input_schema",
+            {"type": "any"},
+            [{"name": name, "input_schema": schema} for name, schema in schemas.items()],
+        ),
+    }
+    for path, (name, choice, tools) in routes.items():
+        asked = {"input": "x"} if path == "responses" else {"messages": MESSAGES, "max_tokens": 5}
+        reply = plain.post(f"/v1/{path}", json={**asked, "tool_choice": choice, "tools": tools})
+        said = f"tools[1].{name}: 'g' is not allowed; expected a JSON schema without these keywords"
+        assert reply.status_code == 400 and reply.json()["error"]["message"].startswith(said)
+
+
 def test_a_deadline_ends_a_stream_with_the_protocols_own_event(
     client: openai.OpenAI, claude: anthropic.Anthropic, plain: httpx2.Client
 ) -> None:
@@ -167,9 +209,12 @@ def test_a_deadline_ends_a_stream_with_the_protocols_own_event(
 
 
 def test_events_have_names_and_the_last_one_says_that_it_is(plain: httpx2.Client) -> None:
-    asked = {"input": "hello", "messages": MESSAGES, "max_tokens": 3, "max_output_tokens": 3, "stream": True}
-    for path, last in (("/v1/responses", "response.incomplete"), ("/v1/messages", "message_stop")):
-        reply = plain.post(path, json=asked)
+    response, message = {"input": "hello", "max_output_tokens": 3}, {"messages": MESSAGES, "max_tokens": 3}
+    for path, asked, last in (
+        ("/v1/responses", response, "response.incomplete"),
+        ("/v1/messages", message, "message_stop"),
+    ):
+        reply = plain.post(path, json={**asked, "stream": True})
         assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
         found = [event.split("\n") for event in reply.text.split("\n\n") if event]
         for name, data in found:

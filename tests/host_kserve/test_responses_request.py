@@ -13,7 +13,6 @@ import octavo
 from octavo.text.reasoning import THINK
 from octavo.text.tool_formats import HERMES
 from octavo_kserve.errors import Unprocessable
-from octavo_kserve.openai.arguments import INVALID_JSON
 from octavo_kserve.responses.request import LOGPROBS, REFUSED, ResponseRequest, read_response
 
 CALL = {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "look", "arguments": '{"at": "x"}'}
@@ -80,7 +79,7 @@ def test_an_answers_items_sent_back_are_one_turn_of_the_assistant() -> None:
         {"type": "function_call_output", "call_id": "c1", "output": "8"},
         {"type": "function_call_output", "call_id": "c2", "output": "9"},
     ]
-    called = [("c1", {"at": "x"}), ("c2", {})]
+    called = [("c1", '{"at": "x"}'), ("c2", "")]
     calls = [
         {"id": call_id, "type": "function", "function": {"name": "look", "arguments": given}}
         for call_id, given in called
@@ -115,12 +114,10 @@ def test_what_the_assistant_says_or_thinks_is_one_turn_until_another_speaks() ->
     assert turn == {"role": "assistant", "content": "Well.\nWell.", "reasoning_content": "Hm.\nHm."}
 
 
-@pytest.mark.parametrize(
-    "arguments", ['{"at": "', '{"at": True}', "[]", '{"at": NaN}', '{"at": ' * 300 + "1" + "}" * 300]
-)
-def test_arguments_that_are_no_object_come_back_as_they_were_given_out(arguments: str) -> None:
+@pytest.mark.parametrize("arguments", ['{"at": "', "[]", '{"at": "x"}'])
+def test_arguments_go_to_the_template_as_the_chat_route_has_them(arguments: str) -> None:
     (turn,) = prompt(input=[CALL | {"arguments": arguments}]).messages
-    assert turn["tool_calls"][0]["function"]["arguments"] == {INVALID_JSON: arguments}
+    assert turn["tool_calls"][0]["function"]["arguments"] == arguments
 
 
 def test_the_instructions_and_system_messages_behind_them_are_one_message() -> None:
@@ -196,7 +193,7 @@ def test_logprobs_are_those_of_plain_text() -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_needs_a_memory_is_refused_by_name(name: str) -> None:
+def test_what_this_server_cannot_do_or_calls_otherwise_is_refused_by_name(name: str) -> None:
     assert refusal(**{name: "x"}).parameter == name
 
 
@@ -213,6 +210,7 @@ def test_what_needs_a_memory_is_refused_by_name(name: str) -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_text", "text": 5}]}]}, "input[0].content[0].text"),
         ({"input": [CALL, CALL | {"arguments": {}}]}, "input[1].arguments"),
         ({"input": [CALL | {"name": None}]}, "input[0].name"),
+        ({"input": [CALL, CALL | {"name": ""}]}, "input[1].name"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
         ({"input": [{"type": "web_search_call"}]}, "input[0].type"),
@@ -233,6 +231,7 @@ def test_what_needs_a_memory_is_refused_by_name(name: str) -> None:
         ({"text": "x"}, "text"),
         ({"truncation": "auto"}, "truncation"),
         ({"include": "x"}, "include"),
+        ({"include": [5]}, "include"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"n": 2}, "n"),
         ({"temperature": 3}, "temperature"),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from host_kserve.test_openai_messages import CALL, TEXT, settings
+from host_kserve.test_openai_messages import CALL, CUT_TEXTS, TEXT, settings
 from host_kserve.test_openai_responses import PIECES, PLAIN, STREAMING, output, part, request
 from hypothesis import given
-from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
@@ -127,11 +125,10 @@ def test_the_events_of_reasoning_and_of_calls_come_one_item_behind_the_other() -
     ]  # fmt: skip
 
 
-@given(cuts=st.lists(st.integers(0, len(TEXT))))
-def test_deltas_put_together_are_the_whole_response(cuts: list[int]) -> None:
-    at = sorted({0, *cuts, len(TEXT)})
-    events = streamed([TEXT[start:end] for start, end in pairwise(at)])
-    expected = without_ids(whole(TEXT)["output"])
+@given(pieces=CUT_TEXTS)
+def test_deltas_put_together_are_the_whole_response(pieces: list[str]) -> None:
+    events = streamed(pieces)
+    expected = without_ids(whole("".join(pieces))["output"])
     assert put_together(events) == expected == without_ids(events[-1]["response"]["output"])
     done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
     assert done == events[-1]["response"]["output"]

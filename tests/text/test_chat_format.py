@@ -118,22 +118,57 @@ def test_calls_that_begin_with_their_names_are_forced_where_the_template_writes_
     assert not accepts(compiler, special, MISTRAL_NAMED, written(MISTRAL, ASKED[:1]), TOOLS[:1])
     parts = merged(chat_format.reader("").push(text, finished=True))
     assert [(part.name, part.text) for part in parts] == [("count", '{"n": 1}'), ("count", '{"n": 2}')]
-    with pytest.raises(InvalidRequest, match=r"^tools: 'say \"::=\"' is not allowed; expected a name of letters"):
+    with pytest.raises(
+        InvalidRequest, match=r"^tools\[1\]\.function\.name: 'say \"::=\"' is not allowed; expected a name of letters"
+    ):
         chat_format.forced_calls(TOOLS, special)
 
 
-def test_a_refusal_of_forced_calls_speaks_of_the_tools_and_not_of_the_grammar_made_of_them(
-    compiler: Compiler, special: Tokenizer
-) -> None:
-    tools = [{"type": "function", "function": {"name": "look", "parameters": {"properties": {"a": {"not": {}}}}}}]
-    asked = ChatFormat(HERMES, None).forced_calls(tools, special)
+def refused_tool(compiler: Compiler, special: Tokenizer, parameters: Any, name: str | None = None) -> str:
+    """What is said of the second of three tools."""
+    tools = [TOOLS[0], {"type": "function", "function": {"name": "look", "parameters": parameters}}, TOOLS[1]]
+    asked = ChatFormat(HERMES, None).forced_calls(tools, special, name=name)
     with pytest.raises(UnusableGrammar) as caught:
         compiler.try_out(asked)
-    expected = "JSON schemas without these keywords, which are not supported: not"
-    assert str(asked.refusal(str(caught.value))) == f"tools: 'look' is not allowed; expected {expected}"
+    return str(asked.refusal(str(caught.value)))
+
+
+@pytest.mark.parametrize("name", [None, "look"])
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"properties": {"a": {"not": {}}}}, "without these keywords, which are not supported: not"),
+        ({"properties": {"a": {"type": "strin"}}}, "that can be followed (Invalid type: strin)"),
+        ({"$ref": "#/$defs/a"}, "that can be followed (Pointer '/$defs/a' does not exist)"),
+    ],
+)
+def test_a_refusal_of_forced_calls_names_the_schema_that_cannot_be_followed(
+    compiler: Compiler, special: Tokenizer, parameters: Any, expected: str, name: str | None
+) -> None:
+    said = refused_tool(compiler, special, parameters, name)
+    assert said == f"tools[1].function.parameters: 'look' is not allowed; expected a JSON schema {expected}"
+
+
+def test_a_refusal_of_forced_calls_speaks_of_the_tools_and_not_of_the_grammar_made_of_them(special: Tokenizer) -> None:
+    long = {**TOOLS[1], "function": TOOLS[1]["function"] | LONG}
     with pytest.raises(InvalidRequest) as too_long:
-        ChatFormat(HERMES, None).forced_calls([*tools, {**TOOLS[1], "function": TOOLS[1]["function"] | LONG}], special)
-    assert str(too_long.value).startswith("tools: 'look, say \"::=\"' is not allowed; expected at most")
+        ChatFormat(HERMES, None).forced_calls([TOOLS[0], long], special)
+    assert str(too_long.value).startswith("tools: 'count, say \"::=\"' is not allowed; expected at most")
+    one = ChatFormat(HERMES, None).forced_calls(TOOLS, special, name="count")
+    assert str(one.refusal("less")) == "tools[0].function.parameters: 'count' is not allowed; expected less"
+
+
+def test_forced_arguments_are_an_object(compiler: Compiler, special: Tokenizer) -> None:
+    def tool(kind: object) -> list[Any]:
+        return [{"type": "function", "function": {"name": "look", "parameters": {"type": kind}}}]
+
+    for kind in ("array", ["string", "null"], 5, None):
+        with pytest.raises(InvalidRequest) as caught:
+            ChatFormat(HERMES, None).forced_calls(tool(kind), special)
+        assert caught.value.parameter == "tools[0].function.parameters.type"
+    for arguments, allowed in (({}, True), (None, False)):
+        text = written(HERMES, [("look", arguments)])
+        assert accepts(compiler, special, HERMES, text, tool(["object", "null"])) is allowed
 
 
 def test_a_tool_that_is_not_there_cannot_be_forced(special: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -108,6 +109,7 @@ def test_parts_are_passed_on_to_templates_that_go_through_them() -> None:
             r"messages\[0\]\.content\[0\]\.type: 'image_url' is not allowed",
         ),
         ([{"role": "user", "content": [{"type": "text"}]}], r"content\[0\]\.text: None is not allowed"),
+        ([{"role": "assistant", "content": [{"type": "refusal"}]}], r"content\[0\]\.refusal: None is not allowed"),
     ],
 )
 def test_messages_of_the_wrong_shape_are_refused_by_name(messages: object, message: str) -> None:
@@ -122,6 +124,16 @@ def test_a_message_that_calls_tools_needs_no_content() -> None:
     assert render_chat(CHATML, [{**message, "content": None}], NAMES) == render_chat(
         CHATML, [{**message, "content": ""}], NAMES
     )
+
+
+def test_an_answer_that_only_thought_or_refused_can_be_sent_back() -> None:
+    for message, text in (
+        ({"content": None, "reasoning_content": "Hm."}, ""),
+        ({}, ""),
+        ({"content": None, "refusal": "No."}, "No."),
+        ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
+    ):
+        assert render_chat(CHATML, [{"role": "assistant", **message}], {}) == f"<|assistant|>{text}"
 
 
 @pytest.mark.parametrize("template", [None, ""])
@@ -236,14 +248,46 @@ def test_a_call_may_have_no_arguments(arguments: Any) -> None:
     assert render_chat(QWEN_CALLS, chat, NAMES) == 'hi{"name": "f", "arguments": {}}'
 
 
+BROKEN = ['{"a": "x', "[1]", "5", "a=1", '{"a": NaN}', '{"a": ' * 2000 + "1" + "}" * 2000]
+
+
+def broken_chat(arguments: str, *more: dict[str, Any]) -> list[dict[str, Any]]:
+    calls = [{"function": {"name": "f", "arguments": each}} for each in (arguments, '{"b": 2}')]
+    return [*HI, {"role": "assistant", "content": "", "tool_calls": calls}, *more]
+
+
+@pytest.mark.parametrize("arguments", BROKEN)
+def test_arguments_that_are_no_object_reach_the_template_as_the_model_wrote_them(arguments: str) -> None:
+    written = "{% for c in messages[1].tool_calls %}{{ c.function.arguments }};{% endfor %}"
+    assert render_chat(written, broken_chat(arguments), NAMES) == f"{arguments};{{'b': 2}};"
+    quoted = "{{ messages[1].tool_calls[0].function | tojson }}"
+    assert json.loads(render_chat(quoted, broken_chat(arguments), NAMES)) == {"name": "f", "arguments": arguments}
+
+
+@pytest.mark.parametrize("loop", ["arguments | items", "arguments.items()"])
+@pytest.mark.parametrize("arguments", BROKEN)
+def test_a_template_that_goes_through_arguments_gets_an_object_for_what_is_none(loop: str, arguments: str) -> None:
+    template = (
+        "{% for c in messages[1].tool_calls %}{% for name, value in c.function."
+        + loop
+        + " %}{{ name }}={{ value }};{% endfor %}{% endfor %}"
+    )
+    assert render_chat(template, broken_chat(arguments), NAMES) == f"INVALID_JSON={arguments};b=2;"
+
+
+def test_what_a_template_refuses_beside_broken_arguments_is_told_as_ever() -> None:
+    template = "{{ messages[1].tool_calls[0].function.arguments | items | list }}{{ raise_exception('roles') }}"
+    with pytest.raises(InvalidRequest, match=r"chat template accepts: roles"):
+        render_chat(template, broken_chat("{"), NAMES)
+
+
 @pytest.mark.parametrize(
     ("calls", "where"),
     [
         ({"a": 1}, ".tool_calls"),
         (["f"], ".tool_calls[0]"),
         ([{"function": {}}], ".tool_calls[0].function.name"),
-        ([{"function": {"name": "f", "arguments": "{"}}], ".tool_calls[0].function.arguments"),
-        ([{"function": {"name": "f", "arguments": "[1]"}}], ".tool_calls[0].function.arguments"),
+        ([{"function": {"name": "f", "arguments": [1]}}], ".tool_calls[0].function.arguments"),
         ([{"function": {"name": "f", "arguments": 5}}], ".tool_calls[0].function.arguments"),
     ],
 )

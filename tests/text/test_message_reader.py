@@ -82,7 +82,20 @@ def test_what_some_models_add_to_a_call_is_left_out(extra: str) -> None:
     assert read(f'<tool_call>{{{extra}"name": "f", "arguments": {{"a": 1}}}}</tool_call>') == CALLS[:1]
 
 
-@pytest.mark.parametrize("more", ['"why": "so"', '"x": [1, {"y": "]}"}], "z": -1.5', '"arguments": {}', '"type": 5'])
+@pytest.mark.parametrize(
+    "more",
+    [
+        '"why": "so"',
+        '"x": [1, {"y": "]}"}], "z": -1.5',
+        '"arguments": {}',
+        '"type": 5',
+        "more: 1",
+        '"more" 1',
+        '"x": [1}',
+        "",
+        '"x',
+    ],
+)
 @pytest.mark.parametrize("tools", [HERMES, MISTRAL, LLAMA3])
 def test_members_behind_what_makes_a_call_are_left_out(tools: ToolFormat, more: str) -> None:
     frame = {"hermes": "<tool_call>{}</tool_call>", "mistral": "[TOOL_CALLS][{}]", "llama3_json": "{}"}[tools.name]
@@ -107,15 +120,17 @@ def test_a_name_is_read_as_json() -> None:
         (HERMES, "The <tool_call> tag, </tool_call> and <tool"),
         (HERMES, "<tool_call>\nf(1)\n</tool_call>"),
         (HERMES, "<tool_call>\n<function=f>\n</function>\n</tool_call>"),
-        (HERMES, '<tool_call>{"name": "f"}</tool_call>'),
+        (HERMES, '<tool_call>{"type": "function"}</tool_call>'),
         (HERMES, '<tool_call>{"name": "", "arguments": {}}</tool_call>'),
         (HERMES, '<tool_call>{"name": "a\nb", "arguments": {}}</tool_call>'),
         (HERMES, '<tool_call>{"name": "f", "name": "g", "arguments": {}}</tool_call>'),
         (HERMES, '<tool_call>{"name": "f", "arguments": "so"}</tool_call>'),
         (HERMES, '<tool_call>{"name": "f", "arguments": "[{}]"}</tool_call>'),
         (HERMES, '<tool_call>{"name": "f", "arguments": "' + "[" * 100_000 + '"}</tool_call>'),
-        (HERMES, '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1'),
-        (HERMES, '<tool_call>{"name": "f", "arg'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": " \\u005b{}]"}'),
+        (HERMES, '<tool_call>{"arguments": {}, "na'),
+        (HERMES, '<tool_call>{"arguments": "{\\"a\\": 1'),
+        (HERMES, '<tool_call>{"name": "f'),
         (HERMES, "<tool_call>\n"),
         (HERMES, ONE),
         (MISTRAL, f"[TOOL_CALLS]{ONE}"),
@@ -127,6 +142,8 @@ def test_a_name_is_read_as_json() -> None:
         (MISTRAL, "[TOOL_CALLS][ARGS]{}"),
         (LLAMA3, '{"city": "Rome", "name": "f", "parameters": {}}'),
         (LLAMA3, '{"nam": "Rome"}'),
+        (LLAMA3, '{"name": "Rome"}'),
+        (LLAMA3, '{"name": "Rome", "par'),
         (LLAMA3, "<|python_tag|>print(1)"),
         (LLAMA3, f"Like so: {ONE}"),
         (LLAMA3, " { } "),
@@ -155,13 +172,87 @@ def test_a_call_that_is_cut_off_or_broken_keeps_what_was_written_of_it(rest: str
 
 
 @pytest.mark.parametrize(
+    ("rest", "found"),
+    [
+        ('{\\"a\\": \\"x', '{"a": "x'),
+        ('{\\"a\\": \\"caf\\u00', '{"a": "caf'),
+        ('{\\"a\\": \\"\\ud83d\\ude00', '{"a": "😀'),
+        ('{\\"a\\": \\"\\ud83d\\ude', '{"a": "'),
+        ('{\\"a\\": \\"x\\', '{"a": "x'),
+        (" \\n\\u007b}", "{}"),
+        ('{a b}"}</tool_', "{a b}"),
+    ],
+)
+def test_a_text_of_json_that_is_cut_off_or_broken_keeps_what_was_written_of_it(rest: str, found: str) -> None:
+    assert read(f'<tool_call>{{"name": "f", "arguments": "{rest}') == [call(0, "f", found)]
+
+
+@pytest.mark.parametrize(
+    ("tools", "text"),
+    [
+        (HERMES, '<tool_call>{"name": "f"'),
+        (HERMES, '<tool_call>{"name": "f", "arg'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": '),
+        (HERMES, '<tool_call>{"name": "f", "arguments": "\\n'),
+        (MISTRAL, '[TOOL_CALLS][{"name": "f",'),
+        (MISTRAL, "[TOOL_CALLS]f[ARGS]"),
+        (MISTRAL, "[TOOL_CALLS]f[CALL_ID]x7"),
+        (LLAMA3, '<|python_tag|>{"name": "f", "par'),
+        (LLAMA3, '{"name": "f", "parameters": '),
+    ],
+)
+def test_a_call_that_is_cut_off_before_its_arguments_has_none(tools: ToolFormat, text: str) -> None:
+    assert read(text, tools) == [call(0, "f", "")]
+
+
+@pytest.mark.parametrize(
+    ("tools", "text"),
+    [
+        (HERMES, '<tool_call>\n{"name": "f"}\n</tool_call>'),
+        (HERMES, '<tool_call>{"type": "function", "name": "f" }'),
+        (MISTRAL, '[TOOL_CALLS][{"name": "f"}]'),
+        (LLAMA3, '<|python_tag|>{"name": "f"}'),
+    ],
+)
+def test_a_call_in_a_frame_needs_no_arguments(tools: ToolFormat, text: str) -> None:
+    assert read(text, tools) == [call(0, "f", "{}")]
+
+
+@pytest.mark.parametrize(
+    ("tools", "text", "said"),
+    [
+        (HERMES, f"<tool_call>{ONE[:-1]}</tool_call>", ""),
+        (HERMES, f"<tool_call>\n{ONE[:-1]}\n</tool_call>\n\nDone.", "\n\nDone."),
+        (HERMES, f'<tool_call>{ONE[:-1]}, "x": [1</tool_call>Done.', "Done."),
+        (HERMES, f"<tool_call>{ONE[:-1]}\nDone.", "\nDone."),
+        (MISTRAL, f"[TOOL_CALLS][{ONE[:-1]}]", ""),
+        (MISTRAL, f'[TOOL_CALLS][{ONE[:-1]}, "x": [1]]Done.', "Done."),
+    ],
+)
+def test_a_call_that_lacks_its_last_brace_ends_with_its_frame(tools: ToolFormat, text: str, said: str) -> None:
+    assert read(text, tools) == [CALLS[0], *([content(said)] if said else [])]
+
+
+def test_a_call_behind_one_that_lacks_its_last_brace_is_found() -> None:
+    text = f"<tool_call>{ONE[:-1]}</tool_call><tool_call>{TWO}</tool_call>"
+    assert read(text) == CALLS
+    assert read(f"[TOOL_CALLS][{ONE}, {TWO[:-1]}]", MISTRAL) == CALLS
+
+
+@pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("<tool_call>{", None),
+        ("<tool_call>{", 0),
         ('<tool_call>{"name": "f", "arguments": {"a": "}', 0),
         (f"<tool_call>{ONE}</tool_call>", None),
         (f"<tool_call>{ONE[:-1]}", None),
         (f'<tool_call>{ONE}</tool_call><tool_call>{{"name": "f", "arguments": {{', 1),
+        (f'<tool_call>{ONE}</tool_call><tool_call>{{"name": "f", "arg', 1),
+        (f'<tool_call>{ONE}</tool_call><tool_call>{{"na', 1),
+        (f"<tool_call>{ONE}</tool_call><tool_call>f(1)", None),
+        ('<tool_call>{"name": "f", "arguments": "{', 0),
+        ('<tool_call>{"name": "f", "arguments": "{}"', None),
+        ('<tool_call>{"name": "f"}', None),
         ("so", None),
     ],
 )
@@ -177,9 +268,8 @@ def test_a_call_whose_arguments_break_off_is_known(text: str, number: int | None
     [
         (f"<tool_call>{ONE}\nso</tool_call>", "\nso</tool_call>"),
         (f"<tool_call>{ONE}</tool_cart>", "</tool_cart>"),
-        (f"<tool_call>{ONE[:-1]}, more: 1}}", ", more: 1}"),
-        (f'<tool_call>{ONE[:-1]}, "more" 1}}', ', "more" 1}'),
-        (f'<tool_call>{ONE[:-1]}, "more": 1]}}', ', "more": 1]}'),
+        (f"<tool_call>{ONE[:-1]}: 1}}", ": 1}"),
+        (f"<tool_call>{ONE[:-1]}, 1<b></tool_call>", ", 1<b></tool_call>"),
     ],
 )
 def test_what_cannot_follow_a_call_is_content(text: str, rest: str) -> None:

@@ -21,6 +21,8 @@ FRAGMENTS = [
     '{"name": "g", "parameters": {', '{"arguments": {}, "name": "h"}', '"name"', ": ", "{", "}", "[", "]", ",", ";",
     '{"x', '"', "\\", "\n", " ", "<", "</", "tool", "think>", "x", "é😀",
     "[ARGS]", "[CALL_ID]", '"arguments": ', '"{', '}"', '"more": ',
+    '<tool_call>{"name": "f"', ', "arguments": "{', '\\"', "\\u00e9", "\\ud83d", "\\ude00", "\\u", ", more",
+    "</tool_call", '[TOOL_CALLS][{"name": "f", "arguments": {}',
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join)
 TOOLS = st.sampled_from([HERMES, LLAMA3, MISTRAL, None])
@@ -28,7 +30,7 @@ REASONING = st.sampled_from([THINK, MISTRAL_THINK, None])
 PROMPTS = st.sampled_from(["", "<think>\n"])
 # With one end or another of these, whatever has begun becomes what it may become.
 FRAMES = {
-    HERMES: ['<tool_call>{"name": "f", "arguments": {}}</tool_call>'],
+    HERMES: ['<tool_call>{"name": "f", "arguments": {}}</tool_call>', '<tool_call>{"name": "f", "arguments": "{}"}'],
     LLAMA3: ['<|python_tag|>{"name": "f", "parameters": {}}; {"parameters": {}, "name": "f"}'],
     MISTRAL: [
         '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"arguments": {}, "name": "f"}]',
@@ -38,7 +40,17 @@ FRAMES = {
     MISTRAL_THINK: ["[THINK]y[/THINK]z"],
     None: [],
 }
-MORE = ['"name": "f"}', '}", "name": "f"}', "[ARGS]{}", 'ype": "", "name": "f", "parameters": {}}', '"arguments": {}}']
+MORE = [
+    '"',
+    "{}}",
+    'a9"}',
+    '"name": "f"}',
+    '"}", "name": "f"}',
+    '}", "name": "f"}',
+    "[ARGS]{}",
+    'ype": "", "name": "f", "parameters": {}}',
+    '"arguments": {}}',
+]
 
 
 def endings(*formats: ToolFormat | ReasoningFormat | None) -> list[str]:
@@ -70,6 +82,7 @@ def test_however_a_text_is_cut_the_message_is_the_same(
     assert "".join(pieces) == text
     cut, whole = (MessageReader(tools, reasoning, prompt) for _ in range(2))
     assert read(cut, pieces) == merged(whole.push(text, finished=True))
+    assert cut.open_call == whole.open_call
 
 
 @settings(max_examples=300, deadline=None)

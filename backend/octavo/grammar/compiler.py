@@ -13,7 +13,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 
 from octavo.grammar.structural_tag import lark_of_structural_tag, strict_schema
-from octavo.structured_outputs import StructuredOutputs
+from octavo.structured_outputs import StructuredOutputs, of_part
 from octavo.vocabulary import Vocabulary
 
 # Tokens are never forced upon the model: whichever way it writes what must come is as good.
@@ -122,11 +122,22 @@ _NOUNS = {
 }
 # Made of the parameters of tools.
 _NOUN_OF_MADE = "JSON schemas"
+# Where in a grammar it is, which clients do not know who did not write it.
+_PLACE = re.compile(r"at (\d+)\(\d+\): (failed to compile JSON schema: )?")
+_SCHEMA_RULE = re.compile(r"\w+: %json ")
 
 
 def _sentence(asked: StructuredOutputs, reason: str) -> str:
     """What is expected, and why what came is not it."""
-    noun = _NOUN_OF_MADE if asked.shown else _NOUNS[asked.kind]
+    place = _PLACE.match(reason) if asked.parts else None
+    lines = [] if place is None else asked.text.split("\n")[: int(place[1])]
+    numbers = [i for i, line in enumerate(lines, 1) if _SCHEMA_RULE.match(line)]
+    if place is None or numbers[-1:] != [len(lines)]:
+        return _expected(_NOUN_OF_MADE if asked.shown else _NOUNS[asked.kind], reason)
+    return of_part(len(numbers) - 1, _expected(_NOUNS["json"], reason[place.end() :]))
+
+
+def _expected(noun: str, reason: str) -> str:
     unsupported = _UNSUPPORTED.search(reason)
     if unsupported is not None:
         keys = ", ".join(json.loads(unsupported[1]))

@@ -29,14 +29,15 @@ class Malformed(Exception):
 class CallReader(ABC):
     """Reads from the first character of a call on. Owns the call so far; `name` is None until it is whole.
 
-    `fresh` holds the arguments' text that nobody has taken yet. `certain_at` is where in the text last pushed the last
-    part of the name or the arguments ended, None if there was none in it.
+    `fresh` holds the arguments' text that nobody has taken yet; `has_all_arguments` once they have ended. `certain_at`
+    is where in the text last pushed the last part of the name or the arguments ended, None if there was none in it.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
         self.fresh: list[str] = []
         self.has_arguments = False
+        self.has_all_arguments = False
         self.certain_at: int | None = None
         self.done = False
         self._escaped = False
@@ -50,9 +51,14 @@ class CallReader(ABC):
         return self.name is not None and self.has_arguments
 
     @property
-    def is_open(self) -> bool:
-        """Whether it is certain, and its arguments have not ended."""
-        return self.certain and self._state == self._read_arguments
+    def is_cut(self) -> bool:
+        """Whether it is a call if nothing follows, although its arguments have not begun."""
+        return self.name is not None and not self.certain
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of it has come."""
+        return self._state != self._begin
 
     def push(self, text: str, position: int) -> int:
         """Reads on from `position`; returns where the call ended, or the end of `text`. Raises Malformed."""
@@ -87,10 +93,13 @@ class CallReader(ABC):
             match = _IN_VALUE.search(text, position)
             position = len(text) if match is None else match.end()
             if match is not None and self._passes(match[0]):
-                self._state = self._after_arguments
+                self._end_arguments()
                 break
         self._give(text[start:position], position)
         return position
+
+    def _end_arguments(self) -> None:
+        self.has_all_arguments, self._state = True, self._after_arguments
 
     def _passes(self, character: str) -> bool:
         """Whether this brace, bracket or quotation mark ends the value that it belongs to."""

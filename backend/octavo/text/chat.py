@@ -21,6 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from octavo.errors import InvalidRequest
 from octavo.parsing import parse_json
 
+# The member that holds arguments which are not JSON, where an object must stand for them: Anthropic's name for it.
+_NO_JSON = "INVALID_JSON"
 _RESERVED = ("messages", "tools", "add_generation_prompt")
 _SHOWN_CHARACTERS = 300
 # Characters that Unicode leaves to private use: no template looks for them.
@@ -53,12 +55,15 @@ def render_chat(
     compiled = _compile(template)
     if not compiled.takes_parts:
         checked = [{**message, "content": _joined(message["content"])} for message in checked]
-    variables = {**special_tokens, **extra}
+    variables = {**special_tokens, **extra, "tools": known_tools, "add_generation_prompt": add_generation_prompt}
     try:
-        return compiled.template.render(
-            variables, messages=checked, tools=known_tools, add_generation_prompt=add_generation_prompt
-        )
+        return compiled.template.render(variables, messages=checked)
     except Exception as error:  # Foreign code may raise anything; it is never our bug.
+        if not any(map(_has_broken_calls, checked)):
+            raise _refusal(checked, error) from None
+    try:
+        return compiled.template.render(variables, messages=list(map(_with_objects, checked)))
+    except Exception as error:
         raise _refusal(checked, error) from None
 
 
@@ -113,9 +118,10 @@ def _check_message(name: str, message: object) -> dict[str, Any]:
         raise InvalidRequest(f"{name}.role", role, "a string that is not empty")
     if isinstance(content, list):
         content = [_check_part(f"{name}.content[{i}]", part) for i, part in enumerate(content)]
-    elif content is None and message.get("tool_calls"):
-        # What clients send back of an answer that called tools; templates that add texts up take no null.
-        content = ""
+    elif content is None and (role == "assistant" or message.get("tool_calls")):
+        # What clients send back of an answer that called tools, or only thought; templates that add texts up take no
+        # null.
+        content = message["refusal"] if isinstance(message.get("refusal"), str) else ""
     elif not isinstance(content, str):
         raise InvalidRequest(f"{name}.content", content, "a string, or a list of text parts")
     checked = {**message, "content": content}
@@ -131,28 +137,61 @@ def _check_calls(name: str, calls: object) -> list[dict[str, Any]]:
 
 
 def _check_call(name: str, call: object) -> dict[str, Any]:
-    """With the arguments as an object: the API has them as a text, templates write them out themselves."""
+    """With the arguments as an object: the API has them as a text, templates write them out themselves.
+
+    A text that stands for none is what a model wrote that was not forced, or was cut off. It reaches the template as it
+    is, so that the model reads what it wrote: as it stands, or in quotation marks where the template writes JSON. A
+    template that goes through the members of an object gets one instead, whose only member holds the text.
+    """
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping):
         raise InvalidRequest(name, call, 'an object like {"id": "...", "type": "function", "function": {...}}')
     if not isinstance(function.get("name"), str) or not function["name"]:
         raise InvalidRequest(f"{name}.function.name", function.get("name"), "a string that is not empty")
-    arguments, label = function.get("arguments"), f"{name}.function.arguments"
+    arguments = function.get("arguments")
     if isinstance(arguments, str):
-        arguments = parse_json(label, arguments) if arguments.strip() else None
-    if arguments is not None and not isinstance(arguments, Mapping):
-        raise InvalidRequest(label, function["arguments"], "a JSON object, or a text of one")
+        arguments = _read_arguments(arguments)
+    elif arguments is not None and not isinstance(arguments, Mapping):
+        raise InvalidRequest(f"{name}.function.arguments", arguments, "a JSON object, or a text of one")
     return {**call, "function": {**function, "arguments": arguments or {}}}
+
+
+def _read_arguments(text: str) -> dict[str, Any] | str | None:
+    """The object, None where the text says that there is none, and else the text."""
+    try:
+        value = parse_json("arguments", text) if text.strip() else None
+        json.dumps(value, allow_nan=False)
+    except (InvalidRequest, ValueError, RecursionError):
+        return text
+    return value if value is None or isinstance(value, dict) else text
+
+
+def _has_broken_calls(message: dict[str, Any]) -> bool:
+    return any(isinstance(call["function"]["arguments"], str) for call in message.get("tool_calls") or ())
+
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """The same, with an object for arguments that are none."""
+    if not _has_broken_calls(message):
+        return message
+    return {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    given = function["arguments"]
+    return {**call, "function": {**function, "arguments": {_NO_JSON: given} if isinstance(given, str) else given}}
 
 
 def _check_part(name: str, part: object) -> dict[str, str]:
     if not isinstance(part, Mapping):
         raise InvalidRequest(name, part, 'an object like {"type": "text", "text": "..."}')
-    if part.get("type") != "text":
-        raise InvalidRequest(f"{name}.type", part.get("type"), '"text": this model reads text only')
-    text = part.get("text")
+    kind = part.get("type")
+    if kind not in ("text", "refusal"):
+        raise InvalidRequest(f"{name}.type", kind, '"text": this model reads text only')
+    text = part.get(kind)
     if not isinstance(text, str):
-        raise InvalidRequest(f"{name}.text", text, "a string")
+        raise InvalidRequest(f"{name}.{kind}", text, "a string")
     return {"type": "text", "text": text}
 
 

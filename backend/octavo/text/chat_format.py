@@ -46,20 +46,25 @@ class ChatFormat:
         `tools` are as in the OpenAI API. Raises InvalidRequest for tools of the wrong shape, none of this name, or a
         model whose calls are not looked for.
         """
-        functions = [tool["function"] for tool in check_tools(tools) or []]
+        named = [(f"tools[{i}].function", tool["function"]) for i, tool in enumerate(check_tools(tools) or [])]
         if self.tools is None:
             raise InvalidRequest("tool_choice", name or "required", '"none" or "auto": this model calls no tools')
         if name is not None:
-            names = ", ".join(function["name"] for function in functions)
-            functions, parallel = [function for function in functions if function["name"] == name][:1], False
-            if not functions:
+            names = ", ".join(function["name"] for _, function in named)
+            named, parallel = [each for each in named if each[1]["name"] == name][:1], False
+            if not named:
                 raise InvalidRequest("tool_choice", name, f"one of the `tools`: {names}")
-        for function in functions:
+        for label, function in named:
             if not self.tools.can_write(function["name"]):
-                raise InvalidRequest("tools", function["name"], "a name of letters, digits and _ . : / -")
-        shown = ", ".join(function["name"] for function in functions)
+                raise InvalidRequest(f"{label}.name", function["name"], "a name of letters, digits and _ . : / -")
+            kinds = (function.get("parameters") or {}).get("type", "object")
+            if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+                raise InvalidRequest(f"{label}.parameters.type", kinds, '"object": arguments have names')
+        functions = [function for _, function in named]
         grammar = self.tools.grammar(functions, parallel, lambda mark: _terminal(mark, tokenizer))
-        return StructuredOutputs("grammar", grammar, "tools", shown)
+        parts = tuple((f"{label}.parameters", function["name"]) for label, function in named)
+        parameter = parts[0][0] if len(parts) == 1 else "tools"
+        return StructuredOutputs("grammar", grammar, parameter, ", ".join(shown for _, shown in parts), parts)
 
 
 def open_chat_format(config: EngineConfig, template: str | None) -> ChatFormat:

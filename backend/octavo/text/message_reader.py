@@ -26,7 +26,7 @@ class MessageReader:
 
     @property
     def open_call(self) -> int | None:
-        """The number of the call that is being written, while its arguments have not ended."""
+        """The number of the first call whose arguments have not ended; at the end also of one that had only begun."""
         return None if self._tools is None else self._tools.open_call
 
     def push(self, text: str, finished: bool = False) -> list[MessagePart]:

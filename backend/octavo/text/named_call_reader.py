@@ -23,6 +23,11 @@ class NamedCallReader(CallReader):
         self._written: list[str] = []
         self._mark = ""
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a letter of the name has come."""
+        return bool(self._written)
+
     def _begin(self, text: str, position: int) -> int:
         """The name."""
         match = NAME.match(text, position)
@@ -47,6 +52,7 @@ class NamedCallReader(CallReader):
         if self._mark == self._arguments_mark:
             self.name, self._state = "".join(self._written), self._open_arguments
         elif self._mark == self._id_mark:
+            self.name = "".join(self._written)
             self._marks, self._mark, self._state = (self._arguments_mark,), "", self._skip_id
         elif not any(mark.startswith(self._mark) for mark in self._marks):
             raise Malformed(position)

@@ -23,8 +23,10 @@ class ToolCallReader:
     def __init__(self, tools: ToolFormat) -> None:
         self._tools = tools
         self._finder = MarkFinder(tools.opening)
-        self._call: CallReader = JsonCallReader()
+        self._is_framed = not tools.bare
+        self._call = self._new_call()
         self._num_calls = 0
+        self._open_call: int | None = None
         self._parts: list[MessagePart] = []
         self._held: list[str] = []
         self._certain = 0
@@ -34,8 +36,11 @@ class ToolCallReader:
 
     @property
     def open_call(self) -> int | None:
-        """The number of the call that is being written, while its arguments have not ended."""
-        return self._num_calls - 1 if self._call.is_open else None
+        """The number of the first call whose arguments have not ended, whether they will or not.
+
+        Once the text has ended this may also be one that had only begun.
+        """
+        return self._open_call
 
     def push(self, text: str, finished: bool = False) -> list[MessagePart]:
         """What is certain now; with `finished` everything."""
@@ -58,6 +63,8 @@ class ToolCallReader:
         self._certain = position
         if self._finder.found:
             self._held = [self._finder.take_held()]
+            self._is_framed = True
+            self._call = self._new_call()
             self._state = self._open_list if self._tools.in_list else self._read_call
         return position
 
@@ -71,16 +78,24 @@ class ToolCallReader:
         return position + 1
 
     def _read_call(self, text: str, position: int) -> int:
-        was_certain = self._call.certain
+        was_certain, is_broken = self._call.certain, False
         try:
             position = self._call.push(text, position)
+        except Malformed as fault:
+            if not self._call.certain:
+                raise
+            position, is_broken = fault.position, True
         finally:
             self._take_call(was_certain)
         if self._call.done:
-            self._held, self._certain, self._behind_call = [], position, True
-            is_named = isinstance(self._call, NamedCallReader)
-            self._call, self._state = JsonCallReader(), self._read_content if is_named else self._after_call
+            self._held, self._certain = [], position
+        if self._call.done or is_broken:
+            is_named, self._behind_call = isinstance(self._call, NamedCallReader), True
+            self._call, self._state = self._new_call(), self._read_content if is_named else self._after_call
         return position
+
+    def _new_call(self) -> CallReader:
+        return JsonCallReader(self._tools.closing[:1], self._is_framed)
 
     def _take_call(self, was_certain: bool) -> None:
         """Gives out what is certain of the call."""
@@ -88,12 +103,20 @@ class ToolCallReader:
         if not call.certain:
             return
         if not was_certain:
-            self._num_calls += 1
-            self._parts.append(MessagePart(PartKind.TOOL_CALL, "", self._num_calls - 1, call.name))
+            self._begin_call()
+        if call.has_all_arguments and self._open_call == self._num_calls - 1:
+            self._open_call = None
         if call.certain_at is not None:
             self._parts.append(MessagePart(PartKind.TOOL_CALL, "".join(call.fresh), self._num_calls - 1))
             call.fresh.clear()
             self._held, self._certain = [], call.certain_at
+
+    def _begin_call(self) -> None:
+        if self._open_call is None:
+            self._open_call = self._num_calls
+        self._parts.append(MessagePart(PartKind.TOOL_CALL, "", self._num_calls, self._call.name))
+        self._num_calls += 1
+        self._is_framed = True
 
     def _after_call(self, text: str, position: int) -> int:
         """One character: of the closing mark, the separator, or white space before them."""
@@ -118,14 +141,18 @@ class ToolCallReader:
     def _give_up(self, text: str, position: int) -> None:
         """It was no call, or nothing that may follow one: content goes on from `position`."""
         self._show("".join(self._held) + text[self._certain : position])
-        self._call = JsonCallReader()
+        self._call = self._new_call()
         self._go_on(position)
 
     def _finish(self) -> None:
         held = "".join(self._held) + self._finder.take_held()
         self._held = []
-        # Behind a call that is certain, what is held is the rest of its frame. White space behind it says nothing.
-        in_frame = self._state == self._after_call or self._call.certain
+        # Of a call, what is held is the rest of its frame. White space behind it says nothing.
+        in_frame = self._state == self._after_call or self._call.certain or self._call.is_cut
+        if self._call.is_cut:
+            self._begin_call()
+        elif self._call.has_begun and not self._call.certain and self._open_call is None:
+            self._open_call = self._num_calls
         if not in_frame and not (self._behind_call and held.isspace()):
             self._show(held)
 

@@ -89,8 +89,8 @@ def _terminal(text: str) -> str:
 
 
 def _schema(function: Mapping[str, Any]) -> str:
-    parameters = {"type": "object", **(function.get("parameters") or {"properties": {}})}
-    return json.dumps({**parameters, SCHEMA_OPTIONS: _WRITTEN})
+    parameters = function.get("parameters") or {"properties": {}}
+    return json.dumps({**parameters, "type": "object", SCHEMA_OPTIONS: _WRITTEN})
 
 
 HERMES = ToolFormat(name="hermes", template_mark="<tool_call>", opening="<tool_call>", closing="</tool_call>")

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import octavo
-from octavo_kserve.openai.arguments import arguments_object
+from octavo_kserve.anthropic.arguments import arguments_object
 from octavo_kserve.openai.message_blocks import Block, Change, Step
 
 
@@ -32,7 +32,7 @@ def block_events(change: Change) -> list[dict[str, Any]]:
     is_call = block.kind is octavo.PartKind.TOOL_CALL
     match change.step:
         case Step.OPENED:
-            empty = Block(block.index, block.kind, block.name, block.call_id)
+            empty = Block(block.index, block.kind, block.name, block.call_id, pieces=["{}"] if is_call else [])
             return [{"type": "content_block_start", **place, "content_block": content_block(empty)}]
         case Step.WRITTEN:
             return [] if is_call else [{"type": "content_block_delta", **place, "delta": _delta(block, change.text)}]

@@ -7,12 +7,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from octavo_kserve.anthropic.request import read_counted, read_message
+from octavo_kserve.anthropic.request import NAMES, read_counted, read_message
 from octavo_kserve.anthropic.writer import AnthropicWriter
 from octavo_kserve.described import answers, described
 from octavo_kserve.openai.delivery import Delivery
-from octavo_kserve.openai.request import find_model
 from octavo_kserve.openai.route import Route, read_fields
+from octavo_kserve.openai.spelling import spelled
 from octavo_kserve.replies import JSONReply
 from octavo_kserve.served_model import Models
 
@@ -46,9 +46,9 @@ def create_messages_router(models: Models) -> APIRouter:
     @router.post("/messages/count_tokens", **_COUNT)
     async def count_tokens(request: Request) -> Response:
         """How many tokens a message would be written after."""
-        fields = await read_fields(request)
-        served, _ = find_model(fields, models)
-        token_ids = await asyncio.to_thread(served.engine.tokenize, read_counted(fields))
+        asked = read_counted(await read_fields(request), models)
+        with spelled(NAMES):
+            token_ids = await asyncio.to_thread(asked.call.served.engine.tokenize, asked.prompts[0])
         return JSONReply({"input_tokens": len(token_ids)})
 
     return router

@@ -53,6 +53,9 @@ _PROMPT: dict[str, Schema] = {
         properties={"type": {"enum": ["enabled", "disabled", "adaptive"]}, "budget_tokens": integer(1, INT32_MAX)},
         required=["type"],
     ),
+    "context_management": nullable(
+        type="object", properties={"edits": array(**record({"type": _TEXT, "keep": {"const": "all"}}))}
+    ),
     "output_config": nullable(
         type="object", properties={"effort": nullable(type="string"), "format": nullable(**_FORMAT)}
     ),
@@ -96,9 +99,8 @@ _MESSAGE = record(
     }
 )
 _ERROR_TYPES = sorted({*ANTHROPIC_TYPES.values(), "invalid_request_error", "api_error"})
-_ERROR = record(
-    {"type": {"const": "error"}, "error": record({"type": {"enum": _ERROR_TYPES}, "message": _TEXT})}
-)  # fmt: skip
+_ERROR_MEMBERS = {"type": {"enum": _ERROR_TYPES}, "message": _TEXT, "details": {"type": "object"}}
+_ERROR = record({"type": {"const": "error"}, "error": record(_ERROR_MEMBERS, ["details"])})
 _DELTAS = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
 _DELTA: Schema = {
     "anyOf": [record({"type": {"const": kind}, member: _TEXT}) for kind, member in _DELTAS.items()]

@@ -7,6 +7,7 @@ from typing import Any
 
 import octavo
 from octavo_kserve.openai.fields import Fields
+from octavo_kserve.openai.text_parts import read_name
 from octavo_kserve.openai.tool_choice import ToolChoice, read_tool_choice
 
 _CHOICES = '{"type": "auto"}, {"type": "any"}, {"type": "none"} or {"type": "tool", "name": "..."}'
@@ -44,11 +45,9 @@ def _function(name: str, tool: object) -> dict[str, Any]:
         raise octavo.InvalidRequest(name, tool, 'an object like {"name": "...", "input_schema": {...}}')
     if tool.get("type") not in (None, "custom"):
         raise octavo.InvalidRequest(f"{name}.type", tool["type"], '"custom": this server has no tools of its own')
-    if not isinstance(tool.get("name"), str) or not tool["name"]:
-        raise octavo.InvalidRequest(f"{name}.name", tool.get("name"), "a string that is not empty")
+    function = {"name": read_name(name, tool), "parameters": tool.get("input_schema")}
     if not isinstance(tool.get("input_schema"), Mapping):
         allowed = "a JSON schema, which is an object"
         raise octavo.InvalidRequest(f"{name}.input_schema", tool.get("input_schema"), allowed)
-    function = {"name": tool["name"], "parameters": tool["input_schema"]}
     given = {member: tool[member] for member in ("description", "strict") if tool.get(member) is not None}
     return {"type": "function", "function": function | given}

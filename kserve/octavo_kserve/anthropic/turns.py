@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import octavo
+from octavo_kserve.anthropic.arguments import written_arguments
 from octavo_kserve.openai.history import History
+from octavo_kserve.openai.text_parts import read_name, read_string, read_text
 
+_PARTS = {"text": "text"}
 _ROLES = ("user", "assistant", "system")
 
 
@@ -20,7 +23,7 @@ def read_turns(turns: object, system: object) -> list[dict[str, Any]]:
         raise octavo.InvalidRequest("messages", turns, "a list of messages that is not empty")
     history = History()
     if system:
-        history.add("system", _text("system", system))
+        history.add("system", read_text("system", system, _PARTS))
     for i, turn in enumerate(turns):
         name = f"messages[{i}]"
         if not isinstance(turn, Mapping):
@@ -46,15 +49,15 @@ def _add(history: History, role: str, name: str, content: object) -> None:
         label = f"{name}[{i}]"
         kind = block.get("type") if isinstance(block, Mapping) else None
         if kind == "text":
-            texts.append(_string(label, block, "text"))
+            texts.append(read_string(label, block, "text"))
             continue
         _add_texts(history, role, texts)
         if role == "assistant" and kind in ("thinking", "redacted_thinking", "tool_use"):
             _add_of_assistant(history, label, kind, block)
         elif role == "user" and kind == "tool_result":
-            result = _text(f"{label}.content", block.get("content") or "")
+            result = read_text(f"{label}.content", block.get("content") or "", _PARTS)
             failed = "Error: " if block.get("is_error") else ""
-            history.add_result(_string(label, block, "tool_use_id"), failed + result)
+            history.add_result(read_string(label, block, "tool_use_id"), failed + result)
         else:
             raise octavo.InvalidRequest(f"{label}.type", kind, f"a block of text, tools or thinking by the {role}")
     _add_texts(history, role, texts)
@@ -68,32 +71,9 @@ def _add_texts(history: History, role: str, texts: list[str]) -> None:
 
 def _add_of_assistant(history: History, name: str, kind: str, block: Mapping[str, Any]) -> None:
     if kind == "thinking":
-        history.add_reasoning(_string(name, block, "thinking"))
+        history.add_reasoning(read_string(name, block, "thinking"))
     elif kind == "tool_use":
         given = block.get("input")
         if not isinstance(given, Mapping):
             raise octavo.InvalidRequest(f"{name}.input", given, "a JSON object")
-        history.add_call(_string(name, block, "id"), _string(name, block, "name"), dict(given))
-
-
-def _text(name: str, content: object) -> str:
-    """A text, or a list of text blocks."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise octavo.InvalidRequest(name, content, "a text, or a list of text blocks")
-    return "\n".join(_text_block(f"{name}[{i}]", block) for i, block in enumerate(content))
-
-
-def _text_block(name: str, block: object) -> str:
-    if not isinstance(block, Mapping) or block.get("type") != "text":
-        kind = block.get("type") if isinstance(block, Mapping) else block
-        raise octavo.InvalidRequest(f"{name}.type", kind, '"text": this model reads text only')
-    return _string(name, block, "text")
-
-
-def _string(name: str, block: Mapping[str, Any], member: str) -> str:
-    value = block.get(member)
-    if not isinstance(value, str):
-        raise octavo.InvalidRequest(f"{name}.{member}", value, "a string")
-    return value
+        history.add_call(read_string(name, block, "id"), read_name(name, block), written_arguments(given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import octavo
 from octavo_kserve.errors import Unprocessable
@@ -28,6 +29,7 @@ NOT_SUPPORTED = {
     "audio": "this model answers in text only",
     "prediction": "predicted output is not supported yet",
     "web_search_options": "there is no web search",
+    "moderation": "there is no moderation here",
     "chat_template": "prompts are made by the model's own template",
 }
 
@@ -61,14 +63,19 @@ def read_chat_prompt(fields: Fields, choice: ToolChoice) -> octavo.ChatPrompt:
         if name not in TEMPLATE_KWARGS:
             allowed = "one of " + ", ".join(sorted(TEMPLATE_KWARGS))
             raise octavo.InvalidRequest("chat_template_kwargs", name, allowed)
-    effort = fields.text("reasoning_effort")
-    if effort is not None:
-        template_kwargs.setdefault("reasoning_effort", effort)
+    template_kwargs = effort_kwargs(fields.text("reasoning_effort")) | template_kwargs
     continues = fields.flag("continue_final_message")
     prompts = fields.flag("add_generation_prompt", not continues)
     if continues and prompts:
         raise octavo.InvalidRequest("continue_final_message", True, "false where `add_generation_prompt` is true")
     return octavo.ChatPrompt(fields.get("messages"), choice.tools, prompts, template_kwargs, continues)
+
+
+def effort_kwargs(effort: str | None) -> dict[str, Any]:
+    """What tells a template how much the model is to think."""
+    if effort is None:
+        return {}
+    return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})
 
 
 def _read_num_top_logprobs(fields: Fields) -> int | None:

@@ -17,7 +17,7 @@ from octavo_kserve.openai.spelling import spelled
 from octavo_kserve.submission import submit_in_thread
 
 Outputs = AsyncIterator[tuple[int, octavo.RequestOutput]]
-Prompts = Sequence[str | list[int] | octavo.ChatPrompt]
+Prompts = Sequence[str | list[int] | octavo.ChatPrompt | octavo.TextPair]
 Params = octavo.SamplingParams | octavo.PoolingParams
 
 # Clients may reuse an id, the engine wants each once.
@@ -66,7 +66,8 @@ def _check_task(call: Call, params: Params) -> None:
     """Raises InvalidRequest that names the model as the client does, which the engine cannot."""
     embeds = call.served.engine.config.runner == "pooling"
     if embeds and isinstance(params, octavo.SamplingParams):
-        raise octavo.InvalidRequest("model", call.model, "one that generates text: this one makes embeddings")
+        does = "scores pairs of texts" if call.served.engine.scores_pairs else "makes embeddings"
+        raise octavo.InvalidRequest("model", call.model, f"one that generates text: this one {does}")
     if not embeds and isinstance(params, octavo.PoolingParams):
         raise octavo.InvalidRequest("model", call.model, "one that makes embeddings: this one generates text")
 

@@ -28,8 +28,8 @@ class History:
         """What the assistant thought."""
         self._write("reasoning_content", text)
 
-    def add_call(self, call_id: str, name: str, arguments: dict[str, Any]) -> None:
-        """The assistant called a tool."""
+    def add_call(self, call_id: str, name: str, arguments: dict[str, Any] | str) -> None:
+        """The assistant called a tool; arguments as an object, or as the text that the model wrote."""
         call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
         self._turn().setdefault("tool_calls", []).append(call)
 

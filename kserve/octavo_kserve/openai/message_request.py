@@ -42,10 +42,8 @@ def _force(choice: ToolChoice, params: octavo.SamplingParams, served: ServedMode
     if not choice.forced:
         return params
     if params.structured_outputs is not None:
-        asked = params.structured_outputs.parameter
-        raise octavo.InvalidRequest(
-            "tool_choice", choice.name or "required", f'"none" or "auto", since {asked} is given'
-        )
+        allowed = '"none" or "auto", since the answer must follow another grammar'
+        raise octavo.InvalidRequest("tool_choice", choice.name or "required", allowed)
     engine = served.engine
     calls = engine.chat_format.forced_calls(choice.tools, engine.tokenizer, name=choice.name, parallel=choice.parallel)
     return replace(params, structured_outputs=calls)

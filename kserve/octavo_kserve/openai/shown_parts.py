@@ -19,8 +19,9 @@ class ShownParts:
 
     @property
     def has_called(self) -> bool:
-        """Whether it calls tools, and the last call that is shown has all its arguments so far."""
-        return self._num_calls > 0 and self._reader.open_call != self._num_calls - 1
+        """Whether it calls tools, and all calls that are shown have all their arguments so far."""
+        open_call = self._reader.open_call
+        return self._num_calls > 0 and (open_call is None or not self._is_call_shown(open_call))
 
     def push(self, text: str, finished: bool) -> list[octavo.MessagePart]:
         """What is new, in the order in which it was written."""
@@ -38,4 +39,7 @@ class ShownParts:
     def _is_shown(self, part: octavo.MessagePart) -> bool:
         if part.kind is octavo.PartKind.REASONING:
             return self._settings.shows_reasoning
-        return not part.call or self._settings.parallel_tool_calls
+        return self._is_call_shown(part.call)
+
+    def _is_call_shown(self, call: int) -> bool:
+        return call == 0 or self._settings.parallel_tool_calls

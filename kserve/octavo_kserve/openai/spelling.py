@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import octavo
+
+_INDEX = re.compile(r"\[\d+\]")
+_ANY = "[]"
 
 
 @contextmanager
 def spelled(names: Mapping[str, str]) -> Iterator[None]:
     """Raises an InvalidRequest anew whose parameter, or the beginning of whose path, is among `names`.
 
+    There "[]" stands for any index, which is kept: {"a[].b": "c[].d"} makes "c[2].d.x" of "a[2].b.x".
     So it does with a PromptTooLong, whose text begins with what is too long.
     """
     try:
@@ -30,7 +35,9 @@ def spelled(names: Mapping[str, str]) -> Iterator[None]:
 def _spelled(parameter: str, names: Mapping[str, str]) -> str:
     """The longest beginning that is known counts: "a.b[0].c" may begin with "a.b"."""
     for name in sorted(names, key=len, reverse=True):
-        rest = parameter.removeprefix(name)
-        if parameter.startswith(name) and rest[:1] in ("", ".", "["):
-            return names[name] + rest
+        path = _INDEX.sub(_ANY, parameter) if _ANY in name else parameter
+        rest = path.removeprefix(name)
+        if path.startswith(name) and rest[:1] in ("", ".", "["):
+            begun, *parts = (names[name] + rest).split(_ANY)
+            return begun + "".join(map(str.__add__, _INDEX.findall(parameter), parts))
     return parameter

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import octavo
-from octavo_kserve.openai.arguments import arguments_object
 from octavo_kserve.openai.history import History
+from octavo_kserve.openai.text_parts import read_name, read_string, read_text
 
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
-_TEXT_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
+_TEXTS = dict.fromkeys(("input_text", "output_text", "text", "reasoning_text", "summary_text"), "text")
+_PARTS = _TEXTS | {"refusal": "refusal"}
 
 
 def read_input(value: object, instructions: str | None) -> list[dict[str, Any]]:
@@ -40,13 +41,13 @@ def _add(history: History, name: str, item: object) -> None:
             role = item.get("role")
             if not isinstance(role, str) or role not in _ROLES:
                 raise octavo.InvalidRequest(f"{name}.role", role, f"one of {', '.join(_ROLES)}")
-            history.add(_ROLES[role], _text(f"{name}.content", item.get("content")))
+            history.add(_ROLES[role], read_text(f"{name}.content", item.get("content"), _PARTS))
         case "function_call":
-            # They come back as this server gave them out, which need not be JSON.
-            arguments = arguments_object(_string(name, item, "arguments"))
-            history.add_call(_string(name, item, "call_id"), _string(name, item, "name"), arguments)
+            arguments = read_string(name, item, "arguments")
+            history.add_call(read_string(name, item, "call_id"), read_name(name, item), arguments)
         case "function_call_output":
-            history.add_result(_string(name, item, "call_id"), _text(f"{name}.output", item.get("output")))
+            output = read_text(f"{name}.output", item.get("output"), _PARTS)
+            history.add_result(read_string(name, item, "call_id"), output)
         case "reasoning":
             _add_reasoning(history, name, item)
         case "item_reference":
@@ -59,32 +60,6 @@ def _add(history: History, name: str, item: object) -> None:
 def _add_reasoning(history: History, name: str, item: Mapping[str, Any]) -> None:
     """Its content, or else its summary; what is encrypted nobody here can read."""
     member = "content" if item.get("content") else "summary"
-    text = _text(f"{name}.{member}", item.get(member) or "")
+    text = read_text(f"{name}.{member}", item.get(member) or "", _PARTS)
     if text:
         history.add_reasoning(text)
-
-
-def _text(name: str, content: object) -> str:
-    """A text, or a list of text parts."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise octavo.InvalidRequest(name, content, "a text, or a list of text parts")
-    return "\n".join(_part(f"{name}[{i}]", part) for i, part in enumerate(content))
-
-
-def _part(name: str, part: object) -> str:
-    if not isinstance(part, Mapping):
-        raise octavo.InvalidRequest(name, part, 'an object like {"type": "input_text", "text": "..."}')
-    if part.get("type") == "refusal":
-        return _string(name, part, "refusal")
-    if part.get("type") not in _TEXT_PARTS:
-        raise octavo.InvalidRequest(f"{name}.type", part.get("type"), '"input_text": this model reads text only')
-    return _string(name, part, "text")
-
-
-def _string(name: str, item: Mapping[str, Any], member: str) -> str:
-    value = item.get(member)
-    if not isinstance(value, str):
-        raise octavo.InvalidRequest(f"{name}.{member}", value, "a string")
-    return value

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import octavo
-from octavo_kserve.openai.chat_request import MOST_TOP_LOGPROBS
+from octavo_kserve.openai.chat_request import MOST_TOP_LOGPROBS, effort_kwargs
 from octavo_kserve.openai.depth import MOST_LEVELS, is_writable
 from octavo_kserve.openai.fields import Fields
 from octavo_kserve.openai.message_request import message_request
@@ -26,6 +26,7 @@ NAMES = {
     "max_tokens": "max_output_tokens",
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
+    "tools[].function": "tools[]",
 }
 REFUSED = {
     "previous_response_id": "nothing is stored here; send the items again in `input`",
@@ -33,6 +34,12 @@ REFUSED = {
     "background": "an answer is given to who waits for it",
     "prompt": "there are no stored prompts",
     "context_management": "send the items that are to be read",
+    "moderation": "there is no moderation here",
+    "messages": "it is `input` here",
+    "max_tokens": "it is `max_output_tokens` here",
+    "max_completion_tokens": "it is `max_output_tokens` here",
+    "logprobs": "it is `top_logprobs` here",
+    "prompt_logprobs": "a response has none",
 }
 # They speak of tools that a server brings, or ask for nothing that could be done otherwise.
 WITHOUT_EFFECT = ("max_tool_calls", "prompt_cache_options")
@@ -49,14 +56,14 @@ class ResponseRequest:
 
 def read_response(fields: Fields, models: Models) -> ResponseRequest:
     """Reads the body. Raises InvalidRequest that names the field at fault, or UnknownModel."""
+    for name, reason in REFUSED.items():
+        fields.refuse(name, reason)
     with spelled(NAMES):
         return _read(fields, models)
 
 
 def _read(fields: Fields, models: Models) -> ResponseRequest:
     call = read_call(fields, models, "resp_")
-    for name, reason in REFUSED.items():
-        fields.refuse(name, reason)
     for name in WITHOUT_EFFECT:
         fields.get(name)
     if fields.get("truncation") not in (None, "disabled"):
@@ -64,7 +71,7 @@ def _read(fields: Fields, models: Models) -> ResponseRequest:
     choice, instructions, reasoning = read_tools(fields), fields.text("instructions"), fields.within("reasoning")
     effort = reasoning.text("effort")
     messages = read_input(fields.get("input"), instructions)
-    prompt = octavo.ChatPrompt(messages, choice.tools or None, template_kwargs=_template_kwargs(effort))
+    prompt = octavo.ChatPrompt(messages, choice.tools or None, template_kwargs=effort_kwargs(effort))
     text_format, num_top_logprobs = _read_format(fields), _read_num_top_logprobs(fields)
     params = _read_params(fields, text_format, num_top_logprobs)
     request = message_request(call, prompt, choice, params, shows_reasoning=True)
@@ -92,12 +99,6 @@ def _repeated(fields: Fields, choice: ToolChoice, params: octavo.SamplingParams)
     }
 
 
-def _template_kwargs(effort: str | None) -> dict[str, Any]:
-    if effort is None:
-        return {}
-    return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})
-
-
 def _read_format(fields: Fields) -> dict[str, Any]:
     """`text.format` as it came, empty for none."""
     text = fields.within("text")
@@ -123,7 +124,7 @@ def _read_params(fields: Fields, text_format: dict[str, Any], num_top_logprobs: 
 def _read_num_top_logprobs(fields: Fields) -> int | None:
     """None unless the client wants logprobs at all."""
     asked, number = fields.get("include"), fields.whole_number("top_logprobs", 0, MOST_TOP_LOGPROBS)
-    if asked is not None and not isinstance(asked, list):
+    if asked is not None and not (isinstance(asked, list) and all(isinstance(name, str) for name in asked)):
         raise octavo.InvalidRequest("include", asked, "a list of names")
     return (number or 0) if number or LOGPROBS in (asked or ()) else None
 

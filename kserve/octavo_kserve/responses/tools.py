@@ -7,6 +7,7 @@ from typing import Any
 
 import octavo
 from octavo_kserve.openai.fields import Fields
+from octavo_kserve.openai.text_parts import read_name
 from octavo_kserve.openai.tool_choice import ToolChoice, read_tool_choice
 
 _MEMBERS = ("name", "description", "parameters", "strict")
@@ -34,8 +35,7 @@ def _function(name: str, tool: object) -> dict[str, Any]:
         raise octavo.InvalidRequest(name, tool, 'an object like {"type": "function", "name": "..."}')
     if tool.get("type") != "function":
         raise octavo.InvalidRequest(f"{name}.type", tool.get("type"), '"function": this server has no tools of its own')
-    if not isinstance(tool.get("name"), str) or not tool["name"]:
-        raise octavo.InvalidRequest(f"{name}.name", tool.get("name"), "a string that is not empty")
+    read_name(name, tool)
     if not isinstance(tool.get("parameters"), Mapping | None):
         raise octavo.InvalidRequest(f"{name}.parameters", tool["parameters"], "a JSON schema, which is an object")
     function = {member: tool[member] for member in _MEMBERS if tool.get(member) is not None}
