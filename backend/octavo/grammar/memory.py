@@ -14,8 +14,9 @@ def resident_bytes() -> int:
 
 def limit_growth(num_bytes: int) -> None:
     """From now on this process's address space may grow by so much; what does not fit ends native code."""
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
     limit = _statm()[0] + num_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
 
 
 def _statm() -> tuple[int, int]:

@@ -18,7 +18,8 @@ class Begin(msgspec.Struct, tag=True, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a trial may take before it is ended: of a processor, of time in which its server was awake, of memory."""
+    """What a trial may take before it is ended: of a processor, of time in which its server was awake (as long again it
+    may wait for its turn), of memory."""
 
     cpu_s: float
     awake_s: float
@@ -66,7 +67,8 @@ class Started(msgspec.Struct, tag=True, frozen=True):
 
 
 class Exceeded(StrEnum):
-    """Which limit has ended a trial; DIED: its process has ended by itself, twice."""
+    """Why there is no answer of a trial. AWAKE: its turn has not come, or it was not done, in time. DIED: its process
+    has ended by itself, twice."""
 
     CPU = "cpu"
     AWAKE = "awake"

@@ -1,4 +1,7 @@
-"""TrialProcess: tries one grammar out in a fork of this process, which may be ended at any time. Knows no queue."""
+"""TrialProcess: a fork of this process that tries grammars, one after the other, and may be ended at any time.
+
+Knows no queue. What a trial may take is for others to decide.
+"""
 
 from __future__ import annotations
 
@@ -6,102 +9,121 @@ import contextlib
 import ctypes
 import logging
 import os
-import select
 import signal
-import time
+import socket
+from collections.abc import Iterable
 from typing import NoReturn
 
+import msgspec
+
 from octavo.grammar.compiler import Compiler, UnusableGrammar
-from octavo.grammar.memory import limit_growth
-from octavo.grammar.messages import Try
+from octavo.grammar.memory import limit_growth, resident_bytes
+from octavo.grammar.messages import FromGrammar, Started, ToGrammar, Tried, Try
+from octavo.grammar.processor import cpu_s_of, step_back
+from octavo.wire import Connection
 
 logger = logging.getLogger(__name__)
 
-# So that no reason is something else than no answer.
-_MARK = b"!"
-# Less than a pipe holds, so that who writes it never waits.
-_MOST_ANSWER_BYTES = 1 << 12
-_GREATEST_NICENESS = 19
-# Of a processor, for who has stepped back and has less than half of one: whoever else computes there loses a part of
-# what it has, since the parts of a step wait for each other.
+# Of a processor, for a trial that others leave less than half of one: a step waits for its slowest part, so it loses
+# more than the trial takes.
 _SHARE_BESIDE_OTHERS = 0.05
-# Source: prctl(2).
+# In less time nobody can tell who has what of a processor.
+_SHORTEST_LOOK_S = 0.02
+# Of memory, behind a trial: a new process is cheaper.
+_MOST_KEPT_BYTES = 1 << 26
+_LONGEST_WAIT_S = 60.0
+# Source: prctl(2) and proc(5).
 _PR_SET_PDEATHSIG = 1
+_GREATEST_OOM_SCORE = "1000"
 
 
 class TrialProcess:
-    """A trial that runs. This process must be of one thread when it begins; forking takes a millisecond.
+    """One process. This one must be of one thread when it begins.
 
-    `cpu_s` and `awake_s`: what it has had of a processor, and of the time in which this process was awake, when `look`
-    was last called. `has_stepped_back`: it only has what others leave of the processors.
+    `trial`: what it tries, None between two. Of that trial: `cpu_s` and `awake_s`, what it has had of a processor, and
+    of the time in which this process was awake, when `look` was last called. `has_stepped_back`: it only has what
+    others leave of the processors, for good.
     """
 
-    def __init__(self, compiler: Compiler, trial: Try) -> None:
-        """Begins. Raises OSError where there is no room for a process."""
-        self.trial = trial
+    def __init__(self, compiler: Compiler, inherited: Iterable[int]) -> None:
+        """inherited: file descriptors of this process that the new one must not keep open. Raises OSError where there
+        is no room for a process."""
+        self.trial: Try | None = None
         self.cpu_s = 0.0
         self.awake_s = 0.0
         self.has_stepped_back = False
-        self._resumes_at_s = 0.0
-        self._is_paused = False
-        self._answers, ours = os.pipe()
+        self._is_up = False
+        self._had_s = 0.0
+        self._since_s = 0.0
+        self._resumes_at_s: float | None = None
+        ours, theirs = socket.socketpair()
         parent = os.getpid()
-        try:
-            self.pid = os.fork()
-        except OSError:
-            os.close(self._answers)
-            os.close(ours)
-            raise
-        if self.pid == 0:
-            _try_out(compiler, trial, ours, parent)
-        os.close(ours)
+        with theirs:
+            try:
+                self.pid = os.fork()
+            except OSError:
+                ours.close()
+                raise
+            if self.pid == 0:
+                _live(compiler, theirs, [ours.fileno(), *inherited], parent)
+        self._connection: Connection[FromGrammar] = Connection(ours, FromGrammar)
 
     def fileno(self) -> int:
         """To be polled for what `answer` reads."""
-        return self._answers
+        return self._connection.fileno()
+
+    def begin(self, trial: Try) -> None:
+        """Between two trials."""
+        self.trial = trial
+        with contextlib.suppress(OSError):
+            self._had_s = cpu_s_of(self.pid)
+        self.cpu_s = self.awake_s = self._since_s = 0.0
+        self._connection.queue(trial)
+        self._connection.flush()
 
     def look(self, passed_s: float) -> float:
-        """So much time has passed; what it has had of a processor meanwhile."""
+        """So much time has passed; what the trial has had of a processor meanwhile."""
+        self._connection.flush()
         self.awake_s += passed_s
         before_s = self.cpu_s
-        with contextlib.suppress(OSError):  # it has been reaped, or is being ended
-            self.cpu_s = time.clock_gettime(_cpu_clock_of(self.pid))
+        with contextlib.suppress(OSError):  # it has died
+            self.cpu_s = cpu_s_of(self.pid) - self._had_s
         return self.cpu_s - before_s
 
-    @property
-    def has_spoken(self) -> bool:
-        """Whether there is an answer, or never will be one."""
-        return bool(select.select([self._answers], [], [], 0)[0])
-
-    def answer(self) -> str | None:
-        """Once it has spoken: why the grammar cannot be used, "" if it can; None where the process has died."""
-        data = os.read(self._answers, _MOST_ANSWER_BYTES)
-        return data[1:].decode("utf-8", "replace") if data else None
+    def answer(self) -> Tried | None:
+        """Of its trial, if it has come: that is over then. Raises EOFError where the process has died."""
+        try:
+            messages = self._connection.read() if self._connection.wait(0) else []
+        except msgspec.DecodeError as error:
+            raise EOFError from error
+        self._is_up = self._is_up or bool(messages)
+        answer = next((message for message in messages if isinstance(message, Tried)), None)
+        if answer is not None:
+            self.trial = None
+        return answer
 
     def step_back(self) -> None:
-        """From now on it has what others leave of the processors."""
-        if self.has_stepped_back:
-            return
-        self.has_stepped_back = True
-        with contextlib.suppress(ProcessLookupError):
-            try:
-                os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
-            except PermissionError:  # a sandbox may know of nothing but niceness
-                os.setpriority(os.PRIO_PROCESS, self.pid, _GREATEST_NICENESS)
+        """From now on it has what others leave of the processors; that cannot be taken back."""
+        if not self.has_stepped_back:
+            self.has_stepped_back = True
+            step_back(self.pid)
 
-    def give_way(self, used_s: float, passed_s: float) -> None:
+    def give_way(self, used_s: float, passed_s: float, is_beside_others: bool) -> None:
         """After `look`, for one that has stepped back: pauses it where others compute, and lets it go on later."""
-        if self._is_paused:
-            self._is_paused = self.awake_s < self._resumes_at_s
-            if not self._is_paused:
+        self._since_s += passed_s
+        if self._resumes_at_s is not None:
+            if self.awake_s >= self._resumes_at_s:
+                self._resumes_at_s, self._since_s = None, 0.0
                 os.kill(self.pid, signal.SIGCONT)
-        elif used_s < passed_s / 2:
-            self._is_paused, self._resumes_at_s = True, self.awake_s + used_s / _SHARE_BESIDE_OTHERS
-            os.kill(self.pid, signal.SIGSTOP)
+        elif self._is_up and self._since_s >= _SHORTEST_LOOK_S:
+            self._since_s = 0.0
+            if is_beside_others or used_s < passed_s / 2:
+                self._resumes_at_s = self.awake_s + used_s / _SHARE_BESIDE_OTHERS
+                os.kill(self.pid, signal.SIGSTOP)
 
     def end(self) -> None:
         """Whatever it is doing."""
-        os.close(self._answers)
+        self._connection.close()
         os.kill(self.pid, signal.SIGKILL)  # nobody else can have its number before it is reaped
 
     def is_reaped(self) -> bool:
@@ -109,31 +131,39 @@ class TrialProcess:
         return os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
 
 
-def _cpu_clock_of(pid: int) -> int:
-    """The clock of a process's time on processors. Source: clock_getcpuclockid(3), as Linux makes its numbers."""
-    return (~pid << 3) | 2
-
-
-def _try_out(compiler: Compiler, trial: Try, answers: int, parent: int) -> NoReturn:
+def _live(compiler: Compiler, ours: socket.socket, inherited: list[int], parent: int) -> NoReturn:
     """The whole life of the fork. Native code that runs out of memory ends it by a signal."""
-    status = 1
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        for fd in inherited:
+            os.close(fd)
+        # Where the machine runs out of memory, this one is the one to go.
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write(_GREATEST_OOM_SCORE)
         if os.getppid() == parent:
-            limit_growth(trial.limits.memory_bytes)
-            os.write(answers, _outcome(compiler, trial)[:_MOST_ANSWER_BYTES])
-            status = 0
-    except MemoryError:
+            _try_all(compiler, Connection(ours, ToGrammar))
+    except (EOFError, ConnectionError, MemoryError):
         pass
     except Exception:
         logger.exception("a trial broke")
     finally:
-        os._exit(status)
+        os._exit(1)
 
 
-def _outcome(compiler: Compiler, trial: Try) -> bytes:
+def _try_all(compiler: Compiler, connection: Connection[ToGrammar]) -> None:
+    most_bytes = resident_bytes() + _MOST_KEPT_BYTES
+    connection.send(Started())
+    while resident_bytes() < most_bytes:
+        if connection.wait(_LONGEST_WAIT_S):
+            for message in connection.read():
+                assert isinstance(message, Try)
+                limit_growth(message.limits.memory_bytes)
+                connection.send(Tried(message.number, error=_error(compiler, message)))
+
+
+def _error(compiler: Compiler, trial: Try) -> str:
     try:
         compiler.try_out(trial.asked)
     except UnusableGrammar as error:
-        return _MARK + str(error).encode()
-    return _MARK
+        return str(error)
+    return ""

@@ -18,7 +18,8 @@ from octavo.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# Whoever asks has an answer within two seconds, however little of a processor texts leave to the trial.
+# Whoever asks has an answer within two seconds, however little of a processor streams leave to the trial; where many
+# others ask at once, within twice that.
 LIMITS = Limits(cpu_s=1.0, awake_s=1.5, memory_bytes=1 << 29)
 # Of the process that has not answered any of what it was asked.
 LONGEST_SILENCE_S = 30.0
@@ -27,6 +28,7 @@ _MAX_VERDICTS = 256
 # What took too much may be asked for again, but not at once; sooner where the processors were only busy.
 _RETRY_S = 60.0
 _RETRY_BUSY_S = 5.0
+_LATER = "one that can be compiled in what other work leaves of this server's processors: a smaller one, or this one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ class Trials:
         for trial in list(self._trials.values()):
             trial.num_deaths += self._process.is_up
             if trial.num_deaths >= _MAX_DEATHS:
-                self._settle(Tried(trial.number, exceeded=Exceeded.DIED))
+                self._settle(Tried(trial.number, exceeded=Exceeded.AWAKE))
         while not self.is_gone:
             try:
                 self._process = GrammarProcess(self._vocabulary, TRIALS)
@@ -160,8 +162,8 @@ def _verdict(tried: Tried) -> Verdict:
         case Exceeded.CPU:
             expected, retry_s = f"one that takes less than {LIMITS.cpu_s:g} s to compile", _RETRY_S
         case Exceeded.AWAKE:
-            left = f"in {LIMITS.awake_s:g} s of what others leave of this machine's processors"
-            expected, retry_s = f"one that can be compiled {left}: a smaller one, or the same one later", _RETRY_BUSY_S
+            expected, retry_s = f"{_LATER} {_RETRY_BUSY_S:g} s later", _RETRY_BUSY_S
         case Exceeded.DIED:
-            expected, retry_s = f"one that takes less than {LIMITS.memory_bytes >> 20} MiB to compile", _RETRY_S
+            most = f"{LIMITS.memory_bytes >> 20} MiB"
+            expected, retry_s = f"one that takes less than {most} to compile; the process that did it died", _RETRY_S
     return Verdict(expected, time.monotonic() + retry_s)

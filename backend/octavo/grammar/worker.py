@@ -64,6 +64,8 @@ def main() -> int:
     # The engine decides when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Who had it ignored would never hear of the ends of children; that is inherited.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         serve(Connection(socket.socket(fileno=options.fd), ToGrammar), options.serves)
     except (EOFError, ConnectionError):
