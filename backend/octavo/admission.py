@@ -114,6 +114,8 @@ class Admission:
         if isinstance(prompt, TextPair):
             token_ids, token_type_ids = self._read_pair(prompt, self._prompt_of(params), limit)
         else:
+            if params.prompt_name is not None and not isinstance(prompt, str):
+                raise InvalidRequest("prompt_name", params.prompt_name, "null: nothing is put before what is no text")
             prompt = _behind(self._prompt_of(params), prompt)
             text, token_ids = self._read_prompt(prompt, limit is not None, limit)
             token_ids = token_ids[:limit]

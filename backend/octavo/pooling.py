@@ -51,7 +51,7 @@ _MODES = {
 }
 # A GGUF file's numbers for the same; 4 is a score's.
 _GGUF_KINDS = {1: PoolingKind.MEAN, 2: PoolingKind.CLS, 3: PoolingKind.LAST}
-# The last parts of torch's names.
+# The last parts of torch's names; other packages' code is never run.
 _ACTIVATIONS = {"Sigmoid": PoolingKind.SIGMOID, "Identity": PoolingKind.LOGIT}
 
 
@@ -80,7 +80,10 @@ def read_pooling(checkpoint: Checkpoint) -> Pooling:
         where = checkpoint.path / MODULES
         if "Pooling" not in modules:
             raise ModelLoadError(f"{where}: there is no module Pooling, which makes one vector of all tokens'")
-        kind = _read_kind(modules["Pooling"] / "config.json", bool(read_text_settings(checkpoint).default_prompt))
+        kind = _read_kind(modules["Pooling"] / "config.json", any(read_text_settings(checkpoint).prompts.values()))
+    elif checkpoint.is_masked_lm:
+        # Such a model's vectors may as well be sparse, of its last layer: nothing says that they are not.
+        raise ModelLoadError(f"{where} has no {MODULES}, which would say how {checkpoint.architecture} makes vectors")
     if not checkpoint.is_encoder and kind is not PoolingKind.LAST:
         # A decoder's prompt is computed in chunks, of which only the last is at hand in the end.
         raise ModelLoadError(f"{where}: pooling {kind.value!r} is not supported for a decoder; expected its last token")
@@ -126,16 +129,17 @@ def _read_kind(file: Path, has_prompt: bool) -> PoolingKind:
     if not isinstance(modes, list) or len(modes) != 1 or str(modes[0]) not in _MODES:
         known = ", ".join(_MODES)
         raise ModelLoadError(f"{file}: pooling_mode {shorten(modes)} is not supported; expected one of {known}")
-    if has_prompt and config.get("include_prompt") is False:
+    kind = _MODES[modes[0]]
+    if has_prompt and kind is PoolingKind.MEAN and config.get("include_prompt") is False:
         raise ModelLoadError(f"{file}: include_prompt false is not supported: a prompt counts like the text behind it")
-    return _MODES[modes[0]]
+    return kind
 
 
 def _read_scoring(checkpoint: Checkpoint) -> Pooling:
     """Of a cross-encoder: the sigmoid, where its files do not say anything else."""
     read_modules(checkpoint, ("Transformer",))
-    activation = read_activation(checkpoint) or "Sigmoid"
-    kind = _ACTIVATIONS.get(activation.rpartition(".")[2])
+    activation = read_activation(checkpoint) or "torch.nn.Sigmoid"
+    kind = _ACTIVATIONS.get(activation.rpartition(".")[2]) if activation.startswith("torch.") else None
     if kind is None:
         known = ", ".join(_ACTIVATIONS)
         raise ModelLoadError(

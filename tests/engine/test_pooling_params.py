@@ -152,10 +152,22 @@ def test_a_module_of_the_folders_own_fails_the_load(tmp_path: Path) -> None:
 def test_a_prompt_that_does_not_count_fails_the_load(tmp_path: Path) -> None:
     write_modules(tmp_path, ["Transformer", "Pooling"], {"pooling_mode": "mean", "include_prompt": False})
     assert read_pooling(opened(tmp_path)).kind is PoolingKind.MEAN
-    prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
-    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
-    with pytest.raises(ModelLoadError, match="include_prompt false is not supported"):
-        read_pooling(opened(tmp_path))
+    prompts = {"prompts": {"query": "query: "}}
+    for default in ({"default_prompt_name": "query"}, {}):
+        (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts | default))
+        with pytest.raises(ModelLoadError, match="include_prompt false is not supported"):
+            read_pooling(opened(tmp_path))
+    # Of the others, no vector depends on it.
+    for mode, kind in (("cls", PoolingKind.CLS), ("lasttoken", PoolingKind.LAST)):
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode, "include_prompt": False}))
+        assert read_pooling(opened(tmp_path)).kind is kind
+
+
+def test_a_masked_lm_makes_vectors_only_where_modules_say_how(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"has no modules\.json, which would say how BertForMaskedLM makes"):
+        read_pooling(opened(tmp_path, "BertForMaskedLM"))
+    write_modules(tmp_path, ["Transformer", "Pooling"])
+    assert read_pooling(opened(tmp_path, "BertForMaskedLM")) == Pooling(PoolingKind.MEAN, normalize=False)
 
 
 def test_an_encoder_pools_and_computes_whole_prompts(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ def test_the_default_prompt_is_put_before_every_text(model_with: Callable[..., L
     assert llm.embed("sea", PoolingParams(prompt_name="document"))[0].tolist() == expected("sea")
     with pytest.raises(InvalidRequest, match="prompt_name: 'verse' is not allowed; expected one of query, document"):
         llm.embed("sea", PoolingParams(prompt_name="verse"))
+    with pytest.raises(InvalidRequest, match="prompt_name: 'query' is not allowed; expected null: nothing is put"):
+        llm.embed([[97, 98]], PoolingParams(prompt_name="query"))
 
 
 def test_other_prompts_are_for_those_who_name_them(model_with: Callable[..., LLM]) -> None:

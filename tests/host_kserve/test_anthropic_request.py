@@ -220,6 +220,8 @@ def test_arguments_that_were_no_object_come_back_as_the_model_wrote_them() -> No
         ({INVALID_JSON: '{"at'}, '{"at'),
         ({INVALID_JSON: "x", "at": 1}, {INVALID_JSON: "x", "at": 1}),
         ({INVALID_JSON: 5}, {INVALID_JSON: 5}),
+        # None of ours: the tool has an argument of this name.
+        ({INVALID_JSON: '{"at": 1}'}, {INVALID_JSON: '{"at": 1}'}),
     ):
         (turn,) = prompt(messages=[{"role": "assistant", "content": [USE | {"input": given}]}]).messages
         assert turn["tool_calls"][0]["function"]["arguments"] == expected

@@ -69,6 +69,7 @@ def test_scores_are_those_of_transformers_and_have_the_bits_of_llm(
     for document, score in zip(DOCUMENTS, found, strict=True):
         (alone,) = ask(plain, "score", text_1=[QUERY], text_2=document)["data"]
         assert alone["score"] == score
+    assert ask(plain, "score", queries=QUERY, documents=DOCUMENTS)["data"] == answer["data"]
     # The query is read again with each document.
     assert answer["usage"]["prompt_tokens"] > len(DOCUMENTS) * len(QUERY.replace(" ", ""))
 
@@ -106,5 +107,6 @@ def test_vectors_and_texts_are_refused_by_name(plain: httpx2.Client) -> None:
     assert "model: 'judge' is not allowed" in reply.text and "this one scores pairs of texts" in reply.text
     for path, body in (("completions", {"prompt": "a"}), ("chat/completions", {"messages": []})):
         assert plain.post(f"/v1/{path}", json={"model": "judge", **body}).status_code == 400
-    reply = plain.post("/v1/rerank", json={"model": "judge", "query": "a", "documents": ["b"], "dimensions": 1})
-    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "dimensions")
+    for refused in ({"dimensions": 1}, {"use_activation": False}):
+        reply = plain.post("/v1/rerank", json={"model": "judge", "query": "a", "documents": ["b"], **refused})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, *refused)

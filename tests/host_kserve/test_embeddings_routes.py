@@ -108,7 +108,8 @@ def test_the_documents_most_like_the_query_come_first(plain: httpx2.Client) -> N
     assert [each["document"]["text"] for each in results] == [documents[each["index"]] for each in results]
     (best,) = ask(plain, "/v1/rerank", "Ranking", **asked, top_n=1, return_documents=False)["results"]
     assert best == {"index": 2, "relevance_score": similarity(query, query)}
-    assert len(ask(plain, "/v1/rerank", "Ranking", **asked, top_n=9)["results"]) == 3
+    for top_n in (9, 0):
+        assert len(ask(plain, "/v1/rerank", "Ranking", **asked, top_n=top_n)["results"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,8 @@ def test_the_documents_most_like_the_query_come_first(plain: httpx2.Client) -> N
         ("score", {"text_1": ["a", 5], "text_2": "a"}, "text_1[1]"),
         ("score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "text_2"),
         ("score", {"text_1": ["a"] * 513, "text_2": ["b"] * 513}, "text_2"),
+        ("score", {"queries": ["a", "b"], "documents": ["a", "b", "c"]}, "documents"),
+        ("score", {"queries": "a", "text_2": "b"}, "text_1"),
         ("rerank", {"documents": ["a"]}, "query"),
         ("rerank", {"query": "a", "documents": "b"}, "documents"),
         ("rerank", {"query": "a", "documents": []}, "documents"),

@@ -26,6 +26,15 @@ def fresh_native(monkeypatch, tmp_path):
     cache_folder.cache_clear()
 
 
+@pytest.fixture
+def hasty_compiler(monkeypatch, tmp_path):
+    """The system's, told not to optimise: what it makes need only be there."""
+    script = tmp_path / "hasty_cc"
+    script.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+
+
 @needs_compiler
 def test_only_one_openmp_runtime_is_in_the_process():
     assert native.library() is not None
@@ -36,6 +45,7 @@ def test_only_one_openmp_runtime_is_in_the_process():
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.usefixtures("hasty_compiler")
 def test_processes_that_compile_at_the_same_time_all_succeed(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     runs = [subprocess.Popen([sys.executable, "-c", _LOAD], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -60,6 +70,7 @@ def test_without_a_library_references_run_and_are_counted(fresh_native, monkeypa
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.usefixtures("hasty_compiler")
 def test_a_cache_folder_that_cannot_be_written_is_no_obstacle(fresh_native, monkeypatch, tmp_path):
     (tmp_path / "octavo").write_text("in the way")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

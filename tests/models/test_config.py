@@ -12,6 +12,7 @@ from octavo.models.llama import LlamaForCausalLM
 from octavo.models.mistral import MistralForCausalLM
 from octavo.models.qwen2 import Qwen2ForCausalLM
 from octavo.models.qwen3 import Qwen3ForCausalLM
+from octavo.models.registry import read_model_spec
 from octavo.models.roberta import RobertaModel
 
 CONFIG = {
@@ -87,6 +88,15 @@ def test_the_context_is_as_long_for_the_model_as_for_its_checkpoint(family, said
     config["architectures"] = [family.__name__]
     checkpoint = Checkpoint(Path(), config, {}, ())
     assert checkpoint.max_position_embeddings == family.read_spec(config).max_position_embeddings
+
+
+def test_the_first_of_several_architectures_counts():
+    names = ["BertModel", "BertForSequenceClassification"]
+    for first, is_cross_encoder in zip(names, (False, True), strict=True):
+        config = CONFIG | {"architectures": sorted(names, key=first.__ne__), "id2label": {"0": "score"}}
+        checkpoint = Checkpoint(Path(), config, {}, ())
+        assert checkpoint.is_cross_encoder == is_cross_encoder
+        assert bool(read_model_spec(checkpoint).head) == is_cross_encoder
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from models.tiny_encoders import CROSS_ENCODERS, make_encoder
+from safetensors.torch import load_file, save_file
 
 from octavo import LLM, InvalidRequest, ModelLoadError, PoolingParams, PromptTooLong, SamplingParams, TextPair
 
@@ -89,9 +90,10 @@ def test_the_folder_says_what_becomes_of_the_number(tmp_path) -> None:
     expected = logit_of(model, tokenizer, f"Say: {QUERY}", "x")
     assert not 0 < expected < 1
     assert LLM(str(tmp_path), num_threads=1).score(QUERY, "x") == pytest.approx([expected], abs=1e-5)
-    (tmp_path / "config_sentence_transformers.json").write_text('{"activation_fn": "torch.nn.Softmax"}')
-    with pytest.raises(ModelLoadError, match=r"activation_fn 'torch\.nn\.Softmax' is not supported"):
-        LLM(str(tmp_path), num_threads=1)
+    for activation in ("torch.nn.Softmax", "judges.Identity"):
+        (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"activation_fn": activation}))
+        with pytest.raises(ModelLoadError, match=f"activation_fn '{activation}' is not supported"):
+            LLM(str(tmp_path), num_threads=1)
 
 
 @pytest.mark.parametrize("architecture", CROSS_ENCODERS)
@@ -115,3 +117,35 @@ def test_vectors_of_a_roberta_equal_those_of_transformers(architecture, tmp_path
         assert llm.embed(text)[0].tobytes() == vector.tobytes()
     with pytest.raises(InvalidRequest, match=r"model '.*' makes embeddings.*it reads no pairs"):
         llm.embed([TextPair("a", "b")])
+
+
+def test_a_pooler_that_older_transformers_left_beside_the_head_does_not_count(tmp_path) -> None:
+    model, tokenizer = make_encoder("RobertaForSequenceClassification", tmp_path)
+    pooler = {"roberta.pooler.dense.weight": torch.ones(48, 48), "roberta.pooler.dense.bias": torch.ones(48)}
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | pooler, file)
+    expected = [sigmoid(logit_of(model, tokenizer, QUERY, "x"))]
+    assert LLM(str(tmp_path), num_threads=1).score(QUERY, "x") == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "RobertaForMaskedLM", "XLMRobertaForMaskedLM"])
+@pytest.mark.parametrize("saved", ["the whole", "its body", "its body, named"])
+def test_vectors_come_of_the_body_whatever_was_trained_with_it(architecture, saved, tmp_path) -> None:
+    model, tokenizer = make_encoder(architecture, tmp_path)
+    modules = [{"type": f"sentence_transformers.models.{name}", "path": name} for name in ("Transformer", "Pooling")]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "Pooling").mkdir()
+    (tmp_path / "Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    if saved != "the whole":
+        config = (tmp_path / "config.json").read_text()
+        model.base_model.save_pretrained(tmp_path)
+        if saved == "its body":
+            # As Sentence Transformers has left some: the class that it began with.
+            (tmp_path / "config.json").write_text(config)
+        else:
+            file = tmp_path / "model.safetensors"
+            save_file({f"{model.base_model_prefix}.{name}": each for name, each in load_file(file).items()}, file)
+    with torch.inference_mode():
+        expected = model.base_model(**tokenizer(QUERY, return_tensors="pt")).last_hidden_state[0].mean(0)
+    (vector,) = LLM(str(tmp_path), num_threads=1).embed(QUERY)
+    np.testing.assert_allclose(vector, expected.numpy(), rtol=0, atol=1e-5)

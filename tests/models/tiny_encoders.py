@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ CROSS_ENCODERS = [f"{name}ForSequenceClassification" for name in ("Bert", "Rober
 
 def make_encoder(architecture: str, folder: Path, num_labels: int = 1, **config: Any) -> tuple[Any, Any]:
     """Transformers' model, in evaluation mode, and its tokenizer; both lie in `folder` then."""
-    family = architecture.removesuffix("ForSequenceClassification").removesuffix("Model")
+    family = re.sub("(Model|For.*)$", "", architecture)
     tokenizer = _TOKENIZERS[family]()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)

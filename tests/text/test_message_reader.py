@@ -110,6 +110,15 @@ def test_arguments_may_be_a_text_of_json(arguments: str) -> None:
         assert read(f"<tool_call>{{{members}}}</tool_call>") == [call(0, "f", arguments)]
 
 
+@pytest.mark.parametrize("nothing", ["null", '""', '" \\n"'])
+@pytest.mark.parametrize("members", ['"name": "f", "arguments": {}', '"arguments": {}, "name": "f"'])
+def test_arguments_may_be_nothing(members: str, nothing: str) -> None:
+    one = f"{{{members.replace('{}', nothing)}}}"
+    assert read(f"<tool_call>\n{one}\n</tool_call>") == [call(0, "f", "{}")]
+    assert read(f"{one}; {TWO}", LLAMA3) == [call(0, "f", "{}"), call(1, "g", ARGUMENTS[1])]
+    assert read(f"[TOOL_CALLS][{one}, {one}]", MISTRAL) == [call(0, "f", "{}"), call(1, "f", "{}")]
+
+
 def test_a_name_is_read_as_json() -> None:
     assert read('<tool_call>{"name": "caf\\u00e9 \\"x\\"", "arguments": {}}') == [call(0, 'café "x"', "{}")]
 
@@ -125,6 +134,7 @@ def test_a_name_is_read_as_json() -> None:
         (HERMES, '<tool_call>{"name": "a\nb", "arguments": {}}</tool_call>'),
         (HERMES, '<tool_call>{"name": "f", "name": "g", "arguments": {}}</tool_call>'),
         (HERMES, '<tool_call>{"name": "f", "arguments": "so"}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": nil}</tool_call>'),
         (HERMES, '<tool_call>{"name": "f", "arguments": "[{}]"}</tool_call>'),
         (HERMES, '<tool_call>{"name": "f", "arguments": "' + "[" * 100_000 + '"}</tool_call>'),
         (HERMES, '<tool_call>{"name": "f", "arguments": " \\u005b{}]"}'),
@@ -193,6 +203,7 @@ def test_a_text_of_json_that_is_cut_off_or_broken_keeps_what_was_written_of_it(r
         (HERMES, '<tool_call>{"name": "f"'),
         (HERMES, '<tool_call>{"name": "f", "arg'),
         (HERMES, '<tool_call>{"name": "f", "arguments": '),
+        (HERMES, '<tool_call>{"name": "f", "arguments": nu'),
         (HERMES, '<tool_call>{"name": "f", "arguments": "\\n'),
         (MISTRAL, '[TOOL_CALLS][{"name": "f",'),
         (MISTRAL, "[TOOL_CALLS]f[ARGS]"),

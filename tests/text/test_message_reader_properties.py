@@ -22,15 +22,14 @@ FRAGMENTS = [
     '{"x', '"', "\\", "\n", " ", "<", "</", "tool", "think>", "x", "é😀",
     "[ARGS]", "[CALL_ID]", '"arguments": ', '"{', '}"', '"more": ',
     '<tool_call>{"name": "f"', ', "arguments": "{', '\\"', "\\u00e9", "\\ud83d", "\\ude00", "\\u", ", more",
-    "</tool_call", '[TOOL_CALLS][{"name": "f", "arguments": {}',
+    "null", '""', "</tool_call", '[TOOL_CALLS][{"name": "f", "arguments": {}',
 ]  # fmt: skip
-TEXTS = st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join)
 TOOLS = st.sampled_from([HERMES, LLAMA3, MISTRAL, None])
 REASONING = st.sampled_from([THINK, MISTRAL_THINK, None])
 PROMPTS = st.sampled_from(["", "<think>\n"])
 # With one end or another of these, whatever has begun becomes what it may become.
 FRAMES = {
-    HERMES: ['<tool_call>{"name": "f", "arguments": {}}</tool_call>', '<tool_call>{"name": "f", "arguments": "{}"}'],
+    HERMES: ['<tool_call>{"name": "look", "arguments": {}}</tool_call>', '<tool_call>{"name": "f", "arguments": "{}"}'],
     LLAMA3: ['<|python_tag|>{"name": "f", "parameters": {}}; {"parameters": {}, "name": "f"}'],
     MISTRAL: [
         '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"arguments": {}, "name": "f"}]',
@@ -40,6 +39,23 @@ FRAMES = {
     MISTRAL_THINK: ["[THINK]y[/THINK]z"],
     None: [],
 }
+
+
+def bent(frame: str, start: int, num_left_out: int, more: str) -> str:
+    """Almost a frame, or one that is whole."""
+    return frame[:start] + more + frame[start + num_left_out :]
+
+
+FRAGMENT = st.sampled_from(FRAGMENTS)
+BENT = st.builds(
+    bent,
+    st.sampled_from([frame for frames in FRAMES.values() for frame in frames]),
+    st.integers(0, 60),
+    st.integers(0, 3) | st.just(60),
+    st.just("") | FRAGMENT,
+)
+# Fragments alone seldom make a call.
+TEXTS = (st.lists(FRAGMENT, max_size=12) | st.lists(BENT | FRAGMENT, max_size=4)).map("".join)
 MORE = [
     '"',
     "{}}",
@@ -50,6 +66,9 @@ MORE = [
     "[ARGS]{}",
     'ype": "", "name": "f", "parameters": {}}',
     '"arguments": {}}',
+    '}, "name": "f"}',
+    ', "name": "f"}',
+    'll, "name": "f"}',
 ]
 
 
@@ -80,9 +99,9 @@ def test_however_a_text_is_cut_the_message_is_the_same(
     at = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[start:end] for start, end in pairwise(at)]
     assert "".join(pieces) == text
-    cut, whole = (MessageReader(tools, reasoning, prompt) for _ in range(2))
-    assert read(cut, pieces) == merged(whole.push(text, finished=True))
-    assert cut.open_call == whole.open_call
+    cut, spelled, whole = (MessageReader(tools, reasoning, prompt) for _ in range(3))
+    assert read(cut, pieces) == read(spelled, text) == merged(whole.push(text, finished=True))
+    assert cut.open_call == spelled.open_call == whole.open_call
 
 
 @settings(max_examples=300, deadline=None)
@@ -90,6 +109,15 @@ def test_however_a_text_is_cut_the_message_is_the_same(
 def test_without_a_call_every_character_is_content(text: str, tools: ToolFormat | None) -> None:
     parts = read(MessageReader(tools, None, ""), [text])
     assert "".join(part.text for part in parts) == text or any(part.name for part in parts)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS, tools=TOOLS)
+def test_content_around_calls_is_pieces_of_the_text_in_their_order(text: str, tools: ToolFormat | None) -> None:
+    position = 0
+    for part in read(MessageReader(tools, None, ""), text):
+        if part.kind is PartKind.CONTENT:
+            position = text.index(part.text, position) + len(part.text)
 
 
 @settings(max_examples=150, deadline=None)

@@ -59,9 +59,9 @@ class EncoderSpec:
 
     @property
     def unused_tensors(self) -> tuple[str, ...]:
-        """Without a head, the pooler is of another task's training; position ids are counted."""
-        pooler = () if self.head else ("pooler.dense.weight", "pooler.dense.bias")
-        return *pooler, f"{self.prefix}embeddings.position_ids"
+        """Whatever the head does not ask for of a pooler is of another task's training; position ids are counted."""
+        names = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
+        return tuple(f"{self.prefix}{name}" for name in names)
 
 
 @dataclass(frozen=True, slots=True)

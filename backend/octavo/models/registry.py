@@ -15,12 +15,15 @@ from octavo.layers.linear import WeightCodes
 from octavo.models.config import NOT_QUANTISED, DecoderSpec, Quantisation
 from octavo.models.gguf_weights import GGUFReader
 from octavo.models.model import Model, ModelSpec
-from octavo.models.weights import BodyReader, ShapeSource, WeightReader, WeightSource, open_weights
+from octavo.models.weights import BodyReader, EncoderBodyReader, ShapeSource, WeightReader, WeightSource, open_weights
 
 # How it is called in a checkpoint that holds the body alone, in any family.
 _BODYS_TABLE = "embed_tokens.weight"
+# How an encoder's body and its table are called in a checkpoint that holds more.
+_ENCODER_BODIES, _ENCODERS_TABLE = ("bert.", "roberta."), "embeddings.word_embeddings.weight"
 # The name in a config.json's "architectures" -> "module:Class".
 ARCHITECTURES = {
+    "BertForMaskedLM": "octavo.models.bert:BertModel",
     "BertForSequenceClassification": "octavo.models.bert:BertForSequenceClassification",
     "BertModel": "octavo.models.bert:BertModel",
     "LlamaForCausalLM": "octavo.models.llama:LlamaForCausalLM",
@@ -31,8 +34,10 @@ ARCHITECTURES = {
     "Qwen2Model": "octavo.models.qwen2:Qwen2ForCausalLM",
     "Qwen3ForCausalLM": "octavo.models.qwen3:Qwen3ForCausalLM",
     "Qwen3Model": "octavo.models.qwen3:Qwen3ForCausalLM",
+    "RobertaForMaskedLM": "octavo.models.roberta:RobertaModel",
     "RobertaForSequenceClassification": "octavo.models.roberta:RobertaForSequenceClassification",
     "RobertaModel": "octavo.models.roberta:RobertaModel",
+    "XLMRobertaForMaskedLM": "octavo.models.roberta:RobertaModel",
     "XLMRobertaForSequenceClassification": "octavo.models.roberta:RobertaForSequenceClassification",
     "XLMRobertaModel": "octavo.models.roberta:RobertaModel",
 }
@@ -61,8 +66,9 @@ def load_model(
     with open_weights(checkpoint, device) as reader, torch.inference_mode():
         spec = replace(_spec_of(checkpoint), quantisation=quantisation)
         spec = _with_rope_factors(spec, reader)
-        tensors = BodyReader(reader) if _BODYS_TABLE in reader.shapes else reader
-        weights = WeightSource(tensors, dtype, device, on_progress, _codes_reader(reader, quantisation))
+        weights = WeightSource(
+            _named_as_read(checkpoint, reader), dtype, device, on_progress, _codes_reader(reader, quantisation)
+        )
         model = model_class(spec, weights)
         weights.finish(ignored=spec.unused_tensors)
     return model
@@ -82,6 +88,17 @@ def _spec_of(checkpoint: Checkpoint) -> Any:
     return spec if checkpoint.has_head or checkpoint.is_encoder else replace(spec, tied_embeddings=True)
 
 
+def _named_as_read(checkpoint: Checkpoint, reader: WeightReader) -> WeightReader:
+    """The tensors under the names that the model's class asks for, be they those of a body or of a whole model."""
+    if _BODYS_TABLE in reader.shapes:
+        return BodyReader(reader)
+    if checkpoint.is_encoder and not checkpoint.is_cross_encoder:
+        for prefix in _ENCODER_BODIES:
+            if prefix + _ENCODERS_TABLE in reader.shapes:
+                return EncoderBodyReader(reader, prefix)
+    return reader
+
+
 def _codes_reader(reader: WeightReader, quantisation: Quantisation) -> Callable[[str], WeightCodes | None]:
     if quantisation.gguf_codes and isinstance(reader, GGUFReader):
         return reader.read_codes
@@ -94,11 +111,9 @@ def _with_rope_factors(spec: DecoderSpec, reader: WeightReader) -> DecoderSpec:
 
 
 def _model_class(checkpoint: Checkpoint) -> type[Model]:
-    names = checkpoint.config.get("architectures")
-    for name in names if isinstance(names, list) else []:
-        if name in ARCHITECTURES:
-            module, _, class_name = ARCHITECTURES[name].partition(":")
-            found: type[Model] = getattr(importlib.import_module(module), class_name)
-            return found
-    known = ", ".join(ARCHITECTURES)
+    if checkpoint.architecture in ARCHITECTURES:
+        module, _, class_name = ARCHITECTURES[checkpoint.architecture].partition(":")
+        found: type[Model] = getattr(importlib.import_module(module), class_name)
+        return found
+    names, known = checkpoint.config.get("architectures"), ", ".join(ARCHITECTURES)
     raise ModelLoadError(f"config.json: architectures {shorten(names)} is not supported; known are {known}")

@@ -162,6 +162,20 @@ class BodyReader:
         return self._reader.read(name.removeprefix(_BODY), dtype)
 
 
+class EncoderBodyReader:
+    """The tensors of an encoder's body, out of a whole model whose names for them begin with `prefix`."""
+
+    def __init__(self, reader: WeightReader, prefix: str) -> None:
+        self._reader = reader
+        self._prefix = prefix
+        body = {name: shape for name, shape in reader.shapes.items() if name.startswith(prefix)}
+        self.shapes = {name.removeprefix(prefix): shape for name, shape in body.items()}
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """As the reader of the whole does."""
+        return self._reader.read(f"{self._prefix}{name}", dtype)
+
+
 def _open_safetensors(file: Path) -> Any:
     try:
         return safe_open(str(file), framework="pt", device="cpu")

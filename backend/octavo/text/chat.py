@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
@@ -20,11 +21,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from octavo.errors import InvalidRequest
 from octavo.parsing import parse_json
+from octavo.text.retold import retold
 
-# The member that holds arguments which are not JSON, where an object must stand for them: Anthropic's name for it.
-_NO_JSON = "INVALID_JSON"
 _RESERVED = ("messages", "tools", "add_generation_prompt")
 _SHOWN_CHARACTERS = 300
+_DEVELOPER = "developer"
 # Characters that Unicode leaves to private use: no template looks for them.
 _END_MARK = "\ue000end of the last message\ue001"
 
@@ -55,16 +56,16 @@ def render_chat(
     compiled = _compile(template)
     if not compiled.takes_parts:
         checked = [{**message, "content": _joined(message["content"])} for message in checked]
-    variables = {**special_tokens, **extra, "tools": known_tools, "add_generation_prompt": add_generation_prompt}
-    try:
-        return compiled.template.render(variables, messages=checked)
-    except Exception as error:  # Foreign code may raise anything; it is never our bug.
-        if not any(map(_has_broken_calls, checked)):
-            raise _refusal(checked, error) from None
-    try:
-        return compiled.template.render(variables, messages=list(map(_with_objects, checked)))
-    except Exception as error:
-        raise _refusal(checked, error) from None
+    if _DEVELOPER not in template:
+        # Newer clients call it so; templates that do not know the role refuse it, or leave the message out.
+        checked = [{**message, "role": "system"} if message["role"] == _DEVELOPER else message for message in checked]
+    variables = {**special_tokens, **extra, "add_generation_prompt": add_generation_prompt}
+    for told, told_tools in chain([(checked, known_tools)], retold(checked, known_tools)):
+        try:
+            return compiled.template.render(variables, messages=told, tools=told_tools)
+        except Exception as error:  # Foreign code may raise anything; it is never our bug.
+            refusal = _refusal(checked, error)
+    raise refusal
 
 
 def render_unfinished_chat(
@@ -124,7 +125,8 @@ def _check_message(name: str, message: object) -> dict[str, Any]:
         content = message["refusal"] if isinstance(message.get("refusal"), str) else ""
     elif not isinstance(content, str):
         raise InvalidRequest(f"{name}.content", content, "a string, or a list of text parts")
-    checked = {**message, "content": content}
+    # Templates ask whether there are calls by looking for the member, which clients send also for none.
+    checked = {member: value for member, value in message.items() if member != "tool_calls"} | {"content": content}
     if message.get("tool_calls"):
         checked["tool_calls"] = _check_calls(f"{name}.tool_calls", message["tool_calls"])
     return checked
@@ -164,23 +166,6 @@ def _read_arguments(text: str) -> dict[str, Any] | str | None:
     except (InvalidRequest, ValueError, RecursionError):
         return text
     return value if value is None or isinstance(value, dict) else text
-
-
-def _has_broken_calls(message: dict[str, Any]) -> bool:
-    return any(isinstance(call["function"]["arguments"], str) for call in message.get("tool_calls") or ())
-
-
-def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
-    """The same, with an object for arguments that are none."""
-    if not _has_broken_calls(message):
-        return message
-    return {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
-
-
-def _with_object(call: dict[str, Any]) -> dict[str, Any]:
-    function = call["function"]
-    given = function["arguments"]
-    return {**call, "function": {**function, "arguments": {_NO_JSON: given} if isinstance(given, str) else given}}
 
 
 def _check_part(name: str, part: object) -> dict[str, str]:

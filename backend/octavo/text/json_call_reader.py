@@ -15,6 +15,7 @@ from octavo.text.marks import WHITE_SPACE
 
 _TEXTS = ("name", "type", "id")
 _ARGUMENTS = ("arguments", "parameters")
+_NONE = "null"
 
 
 class JsonCallReader(CallReader):
@@ -74,7 +75,20 @@ class JsonCallReader(CallReader):
         if text[position] == '"':
             self._state = self._open_text_arguments
             return position + 1
+        if text[position] == _NONE[0]:
+            self._state = self._read_none
+            return position
         return self._open_arguments(text, position)
+
+    def _read_none(self, text: str, position: int) -> int:
+        """One character of what says that there are no arguments."""
+        self._string.append(text[position])
+        written = "".join(self._string)
+        if not _NONE.startswith(written):
+            raise Malformed(position)
+        if written == _NONE:
+            self._state = self._after_arguments
+        return position + 1
 
     def _read_text(self, text: str, position: int) -> int:
         """Up to the end of a string, or of what there is."""
@@ -97,9 +111,10 @@ class JsonCallReader(CallReader):
         self._state = self._after_arguments
 
     def _open_text_arguments(self, text: str, position: int) -> int:
-        """One character, up to behind the brace that the string says first."""
+        """One character, up to behind the brace that the string says first; one that says nothing is none."""
         if text[position] == '"' and not self._text.is_escaping:
-            raise Malformed(position)
+            self._state = self._after_arguments
+            return position + 1
         said = self._text.push(text[position]).strip(WHITE_SPACE)
         if said.startswith("{"):
             self.has_arguments, self._state = True, self._read_text_arguments

@@ -13,17 +13,20 @@ from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
-from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import BertNormalizer, Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.processors import TemplateProcessing
 
 from octavo.checkpoint import Checkpoint, GGUFMetadata, read_json
-from octavo.errors import InvalidRequest, ModelLoadError
+from octavo.errors import InvalidRequest, ModelLoadError, shorten
 from octavo.sentence_files import reads_lower_case
 from octavo.text.decoding import Decoding, open_decoding
 from octavo.text.gguf_tokenizer import build_from_gguf
 from octavo.vocabulary import Vocabulary
 
+_BERTS = ("BertTokenizer", "BertTokenizerFast")
+# Transformers' classes that tell no model the texts of a pair apart, where the folder does not say.
+_TELL_NOTHING = ("TokenizersBackend", "DistilBertTokenizer", "DistilBertTokenizerFast")
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -184,14 +187,29 @@ def _open_folder(file: Path, lower_case: bool) -> Tokenizer:
         backend = Backend.from_file(str(file))
     except Exception as error:  # The library has no error type of its own: whatever it raises is about this file.
         raise ModelLoadError(f"{file} is not a tokenizer: {error}") from None
+    config = _read_if_there(file.parent / "tokenizer_config.json")
+    if config.get("tokenizer_class") in _BERTS and isinstance(backend.normalizer, BertNormalizer):
+        backend.normalizer = _berts_normalizer(config, file.parent / "tokenizer_config.json")
     if lower_case:
         _lower_case(backend)
-    config = _read_if_there(file.parent / "tokenizer_config.json")
     special_tokens = {name: text for name in _NAMED_TOKENS if (text := _token_content(config.get(name))) is not None}
     _add_tokens(backend, config, special_tokens)
     inputs = config.get("model_input_names")
-    tells_pairs_apart = not isinstance(inputs, list) or "token_type_ids" in inputs
+    tells_pairs_apart = config.get("tokenizer_class") not in _TELL_NOTHING
+    if isinstance(inputs, list):
+        tells_pairs_apart = "token_type_ids" in inputs
     return Tokenizer(backend, special_tokens, _chat_template(file.parent, config), tells_pairs_apart)
+
+
+def _berts_normalizer(config: Mapping[str, Any], file: Path) -> BertNormalizer:
+    """As transformers' class for BERTs has it, which goes by this file whatever tokenizer.json says."""
+    flags = {"tokenize_chinese_chars": True, "strip_accents": None, "do_lower_case": True}
+    for key, usual in flags.items():
+        flags[key] = config.get(key, usual)
+        if not isinstance(flags[key], bool) and flags[key] is not usual:
+            raise ModelLoadError(f"{file}: {key} is {shorten(flags[key])}; expected true or false")
+    chinese, accents, lower_case = flags.values()
+    return BertNormalizer(handle_chinese_chars=bool(chinese), strip_accents=accents, lowercase=bool(lower_case))
 
 
 def _lower_case(backend: Backend) -> None:

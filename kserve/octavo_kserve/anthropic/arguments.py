@@ -22,6 +22,6 @@ def arguments_object(text: str) -> dict[str, Any]:
 
 
 def written_arguments(given: Mapping[str, Any]) -> dict[str, Any] | str:
-    """The object that comes back, or the text that one was made of which only holds it."""
+    """The object that comes back, or the text that one was made of which only holds it: no text of an object is."""
     text = given.get(INVALID_JSON)
-    return text if len(given) == 1 and isinstance(text, str) else dict(given)
+    return text if isinstance(text, str) and arguments_object(text) == given else dict(given)

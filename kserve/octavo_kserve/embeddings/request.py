@@ -13,6 +13,8 @@ from octavo_kserve.openai.request import Call, read_call
 from octavo_kserve.served_model import Models
 
 _BASE64 = "base64"
+# The two sides of the pairs: vLLM has had several names for them.
+SIDES = (("text_1", "text_2"), ("queries", "documents"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +67,15 @@ def read_embedding(fields: Fields, models: Models) -> EmbeddingRequest:
 
 
 def read_score(fields: Fields, models: Models) -> ScoreRequest:
-    """Reads a body of /score: `text_1` and `text_2`, of which one alone goes with all of the other side."""
-    given = {name: fields.get(name) for name in ("text_1", "text_2")}
-    left, right = (_read_texts(name, value) for name, value in given.items())
+    """Reads a body of /score: two SIDES, of which one text alone goes with all of the other."""
+    sides = [{name: fields.get(name) for name in names} for names in SIDES]
+    given = next((side for side in sides if any(value is not None for value in side.values())), sides[0])
+    (first, second), (left, right) = given, (_read_texts(name, value) for name, value in given.items())
     if len(left) != len(right) and 1 not in (len(left), len(right)):
-        raise octavo.InvalidRequest("text_2", f"{len(right)} texts", f"{len(left)}, as many as `text_1` has, or one")
+        raise octavo.InvalidRequest(second, f"{len(right)} texts", f"{len(left)}, as many as `{first}` has, or one")
     # One text more, as of a query, still fits an engine's queue; twice as many do not.
     if len(left) == len(right) > MOST_PROMPTS // 2:
-        raise octavo.InvalidRequest("text_2", f"{len(right)} texts", f"at most {MOST_PROMPTS // 2} beside as many")
+        raise octavo.InvalidRequest(second, f"{len(right)} texts", f"at most {MOST_PROMPTS // 2} beside as many")
     number = max(len(left), len(right))
     pairs = [(i % len(left), len(left) + i % len(right)) for i in range(number)]
     return _read_pairs(fields, models, "score-", given, pairs)
@@ -90,7 +93,8 @@ def read_rerank(fields: Fields, models: Models) -> RerankRequest:
     top_n = fields.whole_number("top_n", 0, 2**31 - 1)
     return RerankRequest(
         returns_documents=fields.flag("return_documents", True),
-        top_n=len(texts) if top_n is None else top_n,
+        # What some clients send for all of them.
+        top_n=top_n or len(texts),
         scores=_read_pairs(fields, models, "rerank-", {"query": query, "documents": texts}, pairs),
     )
 
@@ -116,6 +120,9 @@ def _read_pairs(
     prompts: list[str | octavo.TextPair] = [*texts]
     places = {f"prompt[{i}]": name for i, name in enumerate(names)}
     if call.served.engine.scores_pairs:
+        for name in ("use_activation", "activation"):
+            if not fields.flag(name, True):
+                raise octavo.InvalidRequest(name, False, "true or null: the model's own files say what a score is")
         prompts = [octavo.TextPair(texts[left], texts[right]) for left, right in pairs]
         # What is said of a whole pair is mostly about its second text, the longer one.
         places = {f"prompt[{i}]": names[right] for i, (_, right) in enumerate(pairs)}

@@ -6,6 +6,7 @@ For readers and tools only. Knows no route.
 from __future__ import annotations
 
 from octavo_kserve.described import Schema, integer, nullable, record
+from octavo_kserve.embeddings.request import SIDES
 from octavo_kserve.openai.completion_request import MOST_PROMPTS
 from octavo_kserve.openai.schemas import CALL, PROMPT
 from octavo_kserve.sampling_schemas import INT32_MAX, TEXT
@@ -23,7 +24,7 @@ _ASKED: dict[str, Schema] = {
     "prompt_name": nullable(**TEXT),
 }
 _EMBEDDING: dict[str, Schema] = {"input": PROMPT, "encoding_format": {"enum": ["float", "base64", None]}}
-_SCORE: dict[str, Schema] = {name: {"anyOf": [TEXT, _TEXTS]} for name in ("text_1", "text_2")}
+_SCORE: dict[str, Schema] = {name: {"anyOf": [TEXT, _TEXTS]} for names in SIDES for name in names}
 _DOCUMENT = record({"text": TEXT})
 _RERANK: dict[str, Schema] = {
     "query": TEXT,
@@ -54,7 +55,10 @@ EMBEDDING_SCHEMAS: dict[str, Schema] = {
         {"encoding_format", *_ASKED},
         examples=[{"input": "The sea"}, {"input": ["The sea", "A ship"], "encoding_format": "base64"}],
     ),
-    "ScoreRequest": record(_SCORE | _ASKED, _ASKED, examples=[{"text_1": "The sea", "text_2": ["A ship", "A desk"]}]),
+    "ScoreRequest": record(
+        _SCORE | _ASKED, {*_SCORE, *_ASKED}, examples=[{"text_1": "The sea", "text_2": ["A ship", "A desk"]}]
+    )
+    | {"anyOf": [{"required": list(names)} for names in SIDES]},
     "RerankRequest": record(
         _RERANK | _ASKED,
         {"top_n", "return_documents", *_ASKED},
