@@ -47,12 +47,15 @@ check: setup
 	@$(PY) -m ruff format --check --quiet
 	@$(PY) -m mypy --no-error-summary
 
-# One test at a time: many of them start processes and measure time.
-test: setup
-	@$(PY) -m pytest -m 'not soak'
+# One test at a time: these start processes and measure time. Of all others two files at a time: most use one core.
+ALONE  := tests/engine tests/grammar
+BESIDE := $(wildcard integration/test_kserve_*.py) $(addprefix integration/test_triton_,install.py metrics.py models.py)
+TESTS   = $(PY) -m pytest $(if $(filter test,$@),-m 'not soak')
 
-test-all: setup
-	@$(PY) -m pytest
+test test-all: setup
+	@beside=0; \
+	  $(TESTS) -n 2 --dist loadfile --no-loadscope-reorder $(BESIDE) tests $(ALONE:%=--ignore=%) || beside=1; \
+	  $(TESTS) $(ALONE) integration $(BESIDE:%=--ignore=%) && exit $$beside
 
 # BENCH_ARGS=--quick for a smoke run
 bench: setup

@@ -23,6 +23,7 @@ MISSING = (
 WAIT_S = 60.0
 POLL_S = 0.05
 
+_SIZE = (1280, 900)
 _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -99,6 +100,23 @@ class Page:
         """Writes a picture of what is shown."""
         self.driver.get_screenshot_as_file(str(file))
 
+    @contextmanager
+    def new_tab(self, address: str) -> Iterator[Page]:
+        """A tab of the same browser, in which nothing of that server is remembered; it ends with the block."""
+        before = self.driver.current_window_handle
+        self.driver.switch_to.new_window("tab")
+        try:
+            self.driver.execute_cdp_cmd("Network.clearBrowserCache", {})
+            everything = {"origin": address, "storageTypes": "all"}
+            self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", everything)
+            self.console()
+            tab = Page(self.driver, address)
+            tab.resize(*_SIZE)
+            yield tab
+        finally:
+            self.driver.close()
+            self.driver.switch_to.window(before)
+
 
 @contextmanager
 def open_browser(address: str) -> Iterator[Page]:
@@ -112,7 +130,7 @@ def open_browser(address: str) -> Iterator[Page]:
         driver = webdriver.Chrome(options, Service(DRIVER))
         try:
             page = Page(driver, address)
-            page.resize(1280, 900)
+            page.resize(*_SIZE)
             yield page
         finally:
             driver.quit()

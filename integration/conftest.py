@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from model_repositories import options_for
+from kserve_server import KServeServer
+from model_repositories import killed_afterwards, options_for
 
 from octavo_triton.launch import TritonServer
 
@@ -28,7 +29,14 @@ def server_dir() -> Path:
 @pytest.fixture(scope="session")
 def triton_server(server_dir: Path) -> Iterator[TritonServer]:
     """One server with the embedded model, as `make serve` starts it."""
-    with TritonServer(options_for(REPOSITORY / "model_repository", server_dir, load_models=None)) as server:
+    with killed_afterwards(options_for(REPOSITORY / "model_repository", server_dir, load_models=None)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kserve_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KServeServer]:
+    """One with the embedded model, as `make kserve` starts it."""
+    with KServeServer(tmp_path_factory.mktemp("kserve") / "log", "--model_name", "smollm2") as server:
         yield server
 
 

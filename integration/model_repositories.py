@@ -60,10 +60,10 @@ def options_for(repository: Path | tuple[Path, ...], server_dir: Path, **setting
 
 @contextmanager
 def killed_afterwards(options: ServerOptions) -> Iterator[TritonServer]:
-    """A server for tests in which streams end by `triton_grpc_error`, or are cancelled at the moment of their end.
+    """A server for tests that do not ask how it ends: gently takes seconds, and sometimes its whole exit timeout.
 
-    In this release such a stream now and then keeps its model alive, and the server would wait for its whole exit
-    timeout.
+    For in this release a stream that ends by `triton_grpc_error`, or that is cancelled at the moment of its end, now
+    and then keeps its model alive.
     """
     with TritonServer(options) as server:
         yield server

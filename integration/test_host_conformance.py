@@ -47,8 +47,8 @@ FAKE = {
     "triton": ("fake_triton_server", TritonHostWithCodes),
 }
 EMBEDDED = {
-    "kserve generate": ("embedded_kserve_server", GenerateHost),
-    "kserve openai": ("embedded_kserve_server", OpenAIHost),
+    "kserve generate": ("kserve_server", GenerateHost),
+    "kserve openai": ("kserve_server", OpenAIHost),
     "triton": ("triton_server", TritonHost),
 }
 ENDING: dict[str, tuple[Callable[[Path, Path], AbstractContextManager[Server]], Any]] = {
@@ -81,13 +81,6 @@ def fake_triton_server(tmp_path_factory: pytest.TempPathFactory, server_dir: Pat
 def embedded_offline() -> LLM:
     """The embedded model without any server."""
     return LLM(max_model_len=EMBEDDED_FACTS.max_model_len)
-
-
-@pytest.fixture(scope="module")
-def embedded_kserve_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    arguments = ["--model_name=smollm2", f"--max_model_len={EMBEDDED_FACTS.max_model_len}"]
-    with KServeServer(tmp_path_factory.mktemp("embedded") / "log", *arguments) as server:
-        yield server
 
 
 @pytest.mark.parametrize(("server", "host_of"), FAKE.values(), ids=FAKE)

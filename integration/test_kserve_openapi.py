@@ -27,8 +27,8 @@ CHECKS = (
 )  # fmt: skip
 # Loading and unloading has tests of its own: here it would take the model from under the other requests.
 NOT_HERE = "^/v2/repository/models/"
-# Other names of routes that are asked under /v1.
-ALIASES = "^/openai/v1/|^/(v2/)?rerank$|^/score$"
+# Other names of routes that are asked under /v1, or without a version.
+ALIASES = "^/openai/v1/|^/(v2/)?rerank$|^/score$|/versions/1/(generate|infer)"
 ANSWER_TIMEOUT_S = 20
 LEAST_REQUESTS = 1_000
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20, "seed": 5}

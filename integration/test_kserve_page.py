@@ -40,10 +40,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KServeServer]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Page]:
+    """One for all tests, each of which has a tab of its own."""
+    with open_browser("about:blank") as browser:
+        yield browser
+
+
 @pytest.fixture
-def page(server: KServeServer) -> Iterator[Page]:
+def page(browser: Page, server: KServeServer) -> Iterator[Page]:
     """The page of that server, loaded and ready."""
-    with open_browser(server.url) as page:
+    with browser.new_tab(server.url) as page:
         page.open()
         page.wait_state("ready")
         page.wait(lambda: "fake" in page.text("#model option"))
@@ -63,11 +70,11 @@ def color(page: Page, selector: str = "body") -> str:
     return str(page.run("return getComputedStyle(document.querySelector(arguments[0])).backgroundColor", selector))
 
 
-def test_an_answer_of_the_embedded_model_grows_to_what_the_route_gives(tmp_path: Path) -> None:
+def test_an_answer_of_the_embedded_model_grows_to_what_the_route_gives(browser: Page, tmp_path: Path) -> None:
     question = "Write a long story about a fox."
     params = {"temperature": 0, "seed": 7, "max_tokens": 160, "top_p": 1}
     messages = [{"role": "system", "content": "You tell stories."}, {"role": "user", "content": question}]
-    with KServeServer(tmp_path / "log", "--model_name", "smollm2") as server, open_browser(server.url) as page:
+    with KServeServer(tmp_path / "log", "--model_name", "smollm2") as server, browser.new_tab(server.url) as page:
         page.open()
         page.wait_state("ready")
         page.set_settings(system="You tell stories.", **params)
@@ -332,7 +339,7 @@ def test_on_a_phone_nothing_is_cut_off_and_the_server_is_one_tap_away(page: Page
     assert page.run("return document.documentElement.scrollWidth") == 390
 
 
-def test_a_key_is_asked_for_and_sent_and_a_wrong_one_is_told(tmp_path: Path) -> None:
+def test_a_key_is_asked_for_and_sent_and_a_wrong_one_is_told(browser: Page, tmp_path: Path) -> None:
     def enter(key: str) -> None:
         page.wait(lambda: page.find("#key-dialog").is_displayed())
         page.find("#key").send_keys(key)
@@ -341,7 +348,7 @@ def test_a_key_is_asked_for_and_sent_and_a_wrong_one_is_told(tmp_path: Path) -> 
     environment = {"OCTAVO_API_KEYS": "secret"}
     with (
         KServeServer(tmp_path / "log", *fake_arguments(tmp_path), environment=environment) as server,
-        open_browser(server.url) as page,
+        browser.new_tab(server.url) as page,
     ):
         page.open()
         enter("wrong")
@@ -358,12 +365,12 @@ def test_a_key_is_asked_for_and_sent_and_a_wrong_one_is_told(tmp_path: Path) -> 
         assert page.run("return localStorage.length + document.cookie.length") == 0
 
 
-def test_a_server_that_goes_away_is_told_and_the_page_goes_on_when_it_is_back(tmp_path: Path) -> None:
+def test_a_server_that_goes_away_is_told_and_the_page_goes_on_when_it_is_back(browser: Page, tmp_path: Path) -> None:
     def generated() -> Any:
         return page.text(".chart:first-child .value")
 
     arguments = [*fake_arguments(tmp_path), "--drain_timeout_s=0.2"]
-    with KServeServer(tmp_path / "log", *arguments) as server, open_browser(server.url) as page:
+    with KServeServer(tmp_path / "log", *arguments) as server, browser.new_tab(server.url) as page:
         page.open()
         page.wait_state("ready")
         page.wait(lambda: num_curves(page) == 5)

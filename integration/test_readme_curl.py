@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kserve_server import KServeServer
-from model_repositories import options_for
+from model_repositories import killed_afterwards, options_for
 
 from octavo.checkpoint import default_model
 from octavo_triton.launch import TritonServer
@@ -80,14 +79,7 @@ def own_model_server(tmp_path_factory: pytest.TempPathFactory, server_dir: Path)
     subprocess.run(["bash", "-euc", of_own_model("sh")], cwd=folder, check=True)
     arguments = of_own_model("json").replace(THEIR_MODEL, str(default_model()))
     (folder / "model_repository/mymodel/1/model.json").write_text(arguments, encoding="utf-8")
-    with TritonServer(options_for(folder / "model_repository", server_dir, load_models=None)) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def kserve_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KServeServer]:
-    """As `make kserve` starts it."""
-    with KServeServer(tmp_path_factory.mktemp("kserve") / "log", "--model_name", "smollm2") as server:
+    with killed_afterwards(options_for(folder / "model_repository", server_dir, load_models=None)) as server:
         yield server
 
 

@@ -11,7 +11,7 @@ from statistics import median
 
 import pytest
 import triton_clients as clients
-from model_repositories import KIND_MODEL, REPORTING, add_fake_model, options_for
+from model_repositories import KIND_MODEL, REPORTING, add_fake_model, killed_afterwards, options_for
 
 from octavo.testing import PACED_STEP_S
 from octavo_triton.launch import TritonServer
@@ -71,7 +71,7 @@ def paced_server(server_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     repository = tmp_path_factory.mktemp("cancellation")
     slow = {"max_num_seqs": 1, "max_num_batched_tokens": 16, "enable_prefix_caching": False}
     add_fake_model(repository, "smollm2", KIND_MODEL + REPORTING, **slow)
-    with TritonServer(options_for(repository, server_dir, load_models=None)) as server:
+    with killed_afterwards(options_for(repository, server_dir, load_models=None)) as server:
         yield server
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import triton_clients as clients
-from model_repositories import options_for
+from model_repositories import killed_afterwards, options_for
 
 from octavo_triton.launch import TritonServer
 from octavo_triton.server import welcome
@@ -25,7 +25,7 @@ NO_BYTE_CODE = {"PYTHONDONTWRITEBYTECODE": "1"}
 @pytest.fixture(scope="module")
 def examples_server(server_dir: Path) -> Iterator[TritonServer]:
     repositories = (REPOSITORY / "model_repository", EXAMPLES)
-    with TritonServer(options_for(repositories, server_dir, load_models=None, environment=NO_BYTE_CODE)) as server:
+    with killed_afterwards(options_for(repositories, server_dir, load_models=None, environment=NO_BYTE_CODE)) as server:
         yield server
 
 

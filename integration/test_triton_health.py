@@ -11,7 +11,17 @@ import psutil
 import pytest
 import triton_clients as clients
 import tritonclient.grpc as grpcclient
-from model_repositories import KIND_MODEL, UNARY, add_fake_model, generate, load, num_processes, options_for, unload
+from model_repositories import (
+    KIND_MODEL,
+    UNARY,
+    add_fake_model,
+    generate,
+    killed_afterwards,
+    load,
+    num_processes,
+    options_for,
+    unload,
+)
 from tritonclient.utils import InferenceServerException
 
 from octavo_triton.launch import TritonServer
@@ -33,7 +43,7 @@ def explicit_server(server_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     add_fake_model(repository, "mortal", checked("ENABLE_VLLM_HEALTH_CHECK"), max_restarts=0)
     add_fake_model(repository, "idle", checked("ENABLE_HEALTH_CHECK"), max_restarts=0)
     add_fake_model(repository, "unchecked", KIND_MODEL + UNARY, max_restarts=0)
-    with TritonServer(options_for(repository, server_dir)) as running:
+    with killed_afterwards(options_for(repository, server_dir)) as running:
         yield running
 
 
@@ -53,7 +63,7 @@ def plain_server(server_dir: Path, tmp_path_factory: pytest.TempPathFactory, arm
     add_fake_model(repository, "mortal", checked("ENABLE_HEALTH_CHECK") + UNARY, max_restarts=0)
     fault = {"OCTAVO_ALLOW_FAULTS": "1", "OCTAVO_FAULT": f"hang_at_step={HANG_AT_STEP},once={armed}"}
     options = options_for(repository, server_dir, load_models=None, environment=fault)
-    with TritonServer(options) as running:
+    with killed_afterwards(options) as running:
         yield running
 
 

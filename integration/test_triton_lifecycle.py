@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import triton_clients as clients
 import tritonclient.grpc as grpcclient
-from model_repositories import KIND_MODEL, UNARY, add_model, load, num_processes, options_for, unload
+from model_repositories import (
+    KIND_MODEL,
+    UNARY,
+    add_fake_model,
+    add_model,
+    killed_afterwards,
+    load,
+    num_processes,
+    options_for,
+    unload,
+)
 from tritonclient.utils import InferenceServerException
 
 from octavo.testing import make_fake_model
@@ -32,10 +41,10 @@ def write_json(file: Path, value: object) -> None:
 
 @pytest.fixture(scope="module")
 def broken_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with the embedded model and, beside it, models that cannot be loaded."""
+    """A repository with good models and, beside them, models that cannot be loaded."""
     repository = tmp_path_factory.mktemp("models")
-    add_model(repository, "smollm2")
-    add_model(repository, "unary", KIND_MODEL + UNARY)
+    add_fake_model(repository, "smollm2")
+    add_fake_model(repository, "unary", KIND_MODEL + UNARY)
     (add_model(repository, "bad_json") / "1/model.json").write_text('{"model": ', encoding="utf-8")
     add_model(repository, "bad_key", no_such_argument=1)
     folder = add_model(repository, "missing_shard", model="../weights") / "weights"
@@ -52,8 +61,8 @@ def broken_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def explicit_server(server_dir: Path, broken_models: Path) -> Iterator[TritonServer]:
-    """A server under explicit model control that has loaded the good model."""
-    with TritonServer(options_for(broken_models, server_dir, load_models=("smollm2",))) as server:
+    """A server under explicit model control that has loaded one good model."""
+    with killed_afterwards(options_for(broken_models, server_dir, load_models=("smollm2",))) as server:
         yield server
 
 
@@ -92,12 +101,12 @@ def test_the_launcher_tells_a_failed_load_in_one_line(server_dir: Path, tmp_path
 
 @pytest.mark.slow
 def test_unloading_ends_the_engine_process_and_loading_again_serves(explicit_server: TritonServer) -> None:
-    before = clients.text_of(explicit_server, "The capital of France is", max_tokens=4)
+    before = clients.text_of(explicit_server, "The capital of France is", max_tokens=4, seed=1)
     (engine,) = clients.processes(explicit_server)["engine"]
     unload(explicit_server, "smollm2")
     clients.wait_until(lambda: not engine.is_running())
     assert load(explicit_server, "smollm2") == (200, "")
-    assert clients.text_of(explicit_server, "The capital of France is", max_tokens=4) == before
+    assert clients.text_of(explicit_server, "The capital of France is", max_tokens=4, seed=1) == before
 
 
 @pytest.mark.slow
@@ -146,11 +155,14 @@ def test_streams_survive_the_death_of_the_engine_process(triton_server: TritonSe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "add"), [(signal.SIGINT, add_fake_model), (signal.SIGTERM, add_model)], ids=["SIGINT", "SIGTERM"]
+)
 def test_a_signal_ends_the_launcher_and_everything_it_started(
-    server_dir: Path, tmp_path: Path, number: signal.Signals
+    server_dir: Path, tmp_path: Path, number: signal.Signals, add: Callable[[Path, str], Path]
 ) -> None:
-    shutil.copytree(Path(__file__).parent.parent / "model_repository", tmp_path / "models")
+    """The embedded model's engine ends as a fake one does."""
+    add(tmp_path / "models", "smollm2")
     ports = [free_port(), free_port(), free_port()]
     command = [sys.executable, "-m", "octavo_triton.server", "--model-repository", str(tmp_path / "models")]
     command += ["--server-dir", str(server_dir), "--http-port", str(ports[0]), "--grpc-port", str(ports[1])]

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 import triton_clients as clients
-from model_repositories import FAST, KIND_MODEL, REPORTING, add_fake_model, load, num_processes, options_for, unload
+from model_repositories import (
+    FAST,
+    KIND_MODEL,
+    REPORTING,
+    add_fake_model,
+    killed_afterwards,
+    load,
+    num_processes,
+    options_for,
+    unload,
+)
 
 from octavo import METRICS, HistogramMetric
 from octavo_triton.launch import TritonServer
@@ -30,7 +40,7 @@ def metrics_server(server_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
     add_fake_model(repository, "pair", TWO_INSTANCES + REPORTING, executor=FAST, num_gpu_blocks_override=20_000)
     add_fake_model(repository, "silent")
     add_fake_model(repository, "disabled", KIND_MODEL + REPORTING, disable_log_stats=True)
-    with TritonServer(options_for(repository, server_dir)) as server:
+    with killed_afterwards(options_for(repository, server_dir)) as server:
         yield server
 
 
@@ -259,7 +269,7 @@ def test_several_instances_that_are_unloaded_with_much_to_tell_leave_the_server_
 @pytest.mark.slow
 def test_a_server_without_metrics_serves_and_says_so_in_its_log(server_dir: Path, tmp_path: Path) -> None:
     add_fake_model(tmp_path, "blind", KIND_MODEL + REPORTING)
-    with TritonServer(options_for(tmp_path, server_dir, extra=("--allow-metrics=false",))) as server:
+    with killed_afterwards(options_for(tmp_path, server_dir, extra=("--allow-metrics=false",))) as server:
         assert load(server, "blind") == (200, "")
         complete(server, "blind", max_tokens=2)
         assert "[vllm] Metrics not supported" in server.log_path.read_text()

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 import triton_clients as clients
 import tritonclient.grpc as grpcclient
-from model_repositories import KIND_MODEL, UNARY, add_fake_model, generate, load, num_processes, options_for, unload
+from model_repositories import (
+    KIND_MODEL,
+    UNARY,
+    add_fake_model,
+    generate,
+    killed_afterwards,
+    load,
+    num_processes,
+    options_for,
+    unload,
+)
 
 from octavo_triton.launch import TritonServer
 
@@ -53,7 +63,7 @@ def server(server_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     add_fake_model(repository, "slip", max_modellen=8)
     add_fake_model(repository, "not_downloaded", model="octo/none")
     (add_fake_model(repository, "no_arguments") / "1" / "model.json").unlink()
-    with TritonServer(options_for(repository, server_dir)) as running:
+    with killed_afterwards(options_for(repository, server_dir)) as running:
         yield running
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import triton_clients as clients
-from model_repositories import FAST, add_fake_model, add_model, options_for
+from model_repositories import FAST, add_fake_model, add_model, killed_afterwards, options_for
 
 from octavo_triton.launch import LaunchError, ServerOptions, TritonServer
 
@@ -46,7 +46,7 @@ def vllm_server(server_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     python_config = (PYTHON_EXAMPLE / "config.pbtxt").read_text(encoding="utf-8")
     shim = add_model(theirs, "through_python", python_config, executor=FAST, model=str(weights))
     (shim / "1/model.py").write_text((PYTHON_EXAMPLE / "1/model.py").read_text(encoding="utf-8"), encoding="utf-8")
-    with TritonServer(options(server_dir, ours, theirs, backend_name="vllm")) as server:
+    with killed_afterwards(options(server_dir, ours, theirs, backend_name="vllm")) as server:
         yield server
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import triton_clients as clients
-from model_repositories import FAST, REPORTING, add_fake_model, options_for
+from model_repositories import FAST, REPORTING, add_fake_model, killed_afterwards, options_for
 
 from octavo_triton.launch import TritonServer
 
@@ -37,7 +37,7 @@ def perf_analyzer(server_dir: Path) -> Path:
 def fake_server(server_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     repository = tmp_path_factory.mktemp("perf")
     add_fake_model(repository, "fake", 'backend: "octavo"\n' + REPORTING, executor=FAST)
-    with TritonServer(options_for(repository, server_dir, load_models=None)) as server:
+    with killed_afterwards(options_for(repository, server_dir, load_models=None)) as server:
         yield server
 
 
