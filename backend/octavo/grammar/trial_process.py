@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Of a processor, for a trial that others leave less than half of one: a step waits for its slowest part, so it loses
 # more than the trial takes.
-_SHARE_BESIDE_OTHERS = 0.05
+_SHARE_BESIDE_OTHERS = 0.03
+_LONGEST_PAUSE_S = 0.3
 # In less time nobody can tell who has what of a processor.
 _SHORTEST_LOOK_S = 0.02
 # Of memory, behind a trial: a new process is cheaper.
@@ -54,7 +55,7 @@ class TrialProcess:
         self.has_stepped_back = False
         self._is_up = False
         self._had_s = 0.0
-        self._since_s = 0.0
+        self._since_s = self._used_s = 0.0
         self._resumes_at_s: float | None = None
         ours, theirs = socket.socketpair()
         parent = os.getpid()
@@ -77,7 +78,7 @@ class TrialProcess:
         self.trial = trial
         with contextlib.suppress(OSError):
             self._had_s = cpu_s_of(self.pid)
-        self.cpu_s = self.awake_s = self._since_s = 0.0
+        self.cpu_s = self.awake_s = 0.0
         self._connection.queue(trial)
         self._connection.flush()
 
@@ -103,23 +104,30 @@ class TrialProcess:
         return answer
 
     def step_back(self) -> None:
-        """From now on it has what others leave of the processors; that cannot be taken back."""
+        """From now on it has what others leave of the processors; that cannot be taken back. It begins with a pause
+        for what it has had until now."""
         if not self.has_stepped_back:
             self.has_stepped_back = True
             step_back(self.pid)
+            if self._is_up:
+                self._pause(self.cpu_s)
 
     def give_way(self, used_s: float, passed_s: float, is_beside_others: bool) -> None:
         """After `look`, for one that has stepped back: pauses it where others compute, and lets it go on later."""
         self._since_s += passed_s
+        self._used_s += used_s
         if self._resumes_at_s is not None:
             if self.awake_s >= self._resumes_at_s:
-                self._resumes_at_s, self._since_s = None, 0.0
+                self._resumes_at_s, self._since_s, self._used_s = None, 0.0, 0.0
                 os.kill(self.pid, signal.SIGCONT)
         elif self._is_up and self._since_s >= _SHORTEST_LOOK_S:
-            self._since_s = 0.0
-            if is_beside_others or used_s < passed_s / 2:
-                self._resumes_at_s = self.awake_s + used_s / _SHARE_BESIDE_OTHERS
-                os.kill(self.pid, signal.SIGSTOP)
+            if is_beside_others or self._used_s < self._since_s / 2:
+                self._pause(self._used_s)
+            self._since_s = self._used_s = 0.0
+
+    def _pause(self, used_s: float) -> None:
+        self._resumes_at_s = self.awake_s + min(used_s / _SHARE_BESIDE_OTHERS, _LONGEST_PAUSE_S)
+        os.kill(self.pid, signal.SIGSTOP)
 
     def end(self) -> None:
         """Whatever it is doing."""

@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 # One that takes long does not keep the others waiting.
 _MOST_AT_ONCE = 2
 # Of a processor, for each trial, whatever others did. Grammars of real programs take one millisecond, some 40.
-_OWN_S = 0.005
+_OWN_S = 0.002
 # Of one processor, of the time that passes, and at once, beyond that: for all trials that end in vain.
-_CREDIT_SHARE = 0.01
-_MOST_CREDIT_S = 0.2
+_CREDIT_SHARE = 0.005
+_MOST_CREDIT_S = 0.05
 # While a trial runs at full weight, while none does, and where a process is ending.
-_LOOK_S = 0.005
+_LOOK_S = 0.002
 _LOOK_BEHIND_S = 0.03
 _LOOK_AT_ENDS_S = 0.002
 # Who does not look for longer stood still, or slept: that is no time that a trial had.
