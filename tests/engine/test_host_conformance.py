@@ -39,7 +39,7 @@ from octavo.testing import HOST_CHECKS, HostFacts, check_host
 from octavo.testing.host_requests import wait_until_idle
 
 FACTS = HostFacts(max_model_len=4000, max_num_seqs=4, max_waiting=3)
-IMPATIENT = replace(FACTS, patience_s=1.0)
+IMPATIENT = replace(FACTS, patience_s=2.0)
 
 pytestmark = pytest.mark.slow
 

@@ -178,7 +178,7 @@ def test_the_other_task_is_refused_on_every_route_by_the_models_name(plain: http
 
 
 def test_where_one_text_fails_nothing_goes_on_for_the_others(engine: AsyncEngine, plain: httpx2.Client) -> None:
-    reply = plain.post("/v1/embeddings", json={"model": "mini", "input": ["a", "b"], "deadline_s": 0.001})
+    reply = plain.post("/v1/embeddings", json={"model": "mini", "input": ["a " * 250] * 16, "deadline_s": 0.001})
     assert reply.status_code == 408
     assert plain.post("/v1/embeddings", json={"model": "mini", "input": "x" * 60_000}).status_code == 400
     assert (engine.stats().num_requests_running, engine.stats().num_requests_waiting) == (0, 0)
