@@ -7,12 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from octavo.config import EngineConfig
 from octavo.engine import Engine
 from octavo.request import EngineRequest
 from octavo.sampling_params import SamplingParams
 from octavo.testing import FakeModelRunner, make_fake_model
+
+# Another file may run beside: what an example takes of the clock says nothing.
+settings.register_profile("beside", deadline=None)
+settings.load_profile("beside")
 
 
 @pytest.fixture(scope="session")

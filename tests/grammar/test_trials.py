@@ -185,6 +185,16 @@ def test_many_ask_at_once_and_small_trials_share_processes(start: Callable[[], T
     assert len(pids) <= 2
 
 
+def test_large_grammars_that_come_at_once_are_not_taken_for_hostile_ones(start: Callable[[], Trials]) -> None:
+    tried = start()
+    # Some 30 ms each.
+    asked = [of_states(prime) for prime in (13001, 13003, 13007, 13009, 13033, 13037)]
+    for each in asked:
+        assert tried.error_of(each) is None
+    turn_until(tried, lambda: not tried._trials)
+    assert [tried.error_of(each) for each in asked] == [""] * len(asked)
+
+
 def test_a_turn_comes_though_more_long_trials_wait_than_run(
     start: Callable[[], Trials], limit: Callable[..., None]
 ) -> None:

@@ -42,13 +42,18 @@ class Compiler:
             if vocabulary.tokens[token_id]
         }
         self._limits = LLParserLimits(verbose_errors=False)
-        # What is computed at first use is computed before somebody waits.
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """What is computed at first use is computed before somebody waits."""
         self.compile(_WARM_UP).compute_bitmask()
 
     def compile(self, asked: StructuredOutputs) -> LLMatcher:
         """A matcher at the beginning of a text. Raises UnusableGrammar."""
         try:
             grammar = _grammar(asked, self._special_tokens)
+        except MemoryError:
+            raise
         except Exception as error:  # Readers of grammars have errors of their own; all are about this one.
             raise UnusableGrammar(_sentence(asked, str(error))) from None
         matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=self._limits)

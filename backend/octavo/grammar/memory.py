@@ -7,9 +7,9 @@ import resource
 _PAGE_BYTES = resource.getpagesize()
 
 
-def resident_bytes() -> int:
-    """What of this process is in the machine's memory."""
-    return _statm()[1]
+def resident_bytes(pid: int | None = None) -> int:
+    """What of a process is in the machine's memory: of this one, or another. Raises OSError where there is none."""
+    return _statm(pid)[1]
 
 
 def limit_growth(num_bytes: int) -> None:
@@ -19,8 +19,8 @@ def limit_growth(num_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
 
 
-def _statm() -> tuple[int, int]:
+def _statm(pid: int | None = None) -> tuple[int, int]:
     """Address space and resident set, in bytes. Source: proc(5)."""
-    with open("/proc/self/statm") as file:
+    with open(f"/proc/{pid or 'self'}/statm") as file:
         size, resident, *_ = map(int, file.read().split())
     return size * _PAGE_BYTES, resident * _PAGE_BYTES

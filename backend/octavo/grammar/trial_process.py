@@ -30,7 +30,7 @@ _SHARE_BESIDE_OTHERS = 0.03
 _LONGEST_PAUSE_S = 0.3
 # In less time nobody can tell who has what of a processor.
 _SHORTEST_LOOK_S = 0.02
-# Of memory, behind a trial: a new process is cheaper.
+# Of memory, behind a trial.
 _MOST_KEPT_BYTES = 1 << 26
 _LONGEST_WAIT_S = 60.0
 # Source: prctl(2) and proc(5).
@@ -42,8 +42,8 @@ class TrialProcess:
     """One process. This one must be of one thread when it begins.
 
     `trial`: what it tries, None between two. Of that trial: `cpu_s` and `awake_s`, what it has had of a processor, and
-    of the time in which this process was awake, when `look` was last called. `has_stepped_back`: it only has what
-    others leave of the processors, for good.
+    of the time in which this process was awake, when `look` was last called; `charged_s`, for who keeps count.
+    `has_stepped_back`: it only has what others leave of the processors, for good.
     """
 
     def __init__(self, compiler: Compiler, inherited: Iterable[int]) -> None:
@@ -52,8 +52,10 @@ class TrialProcess:
         self.trial: Try | None = None
         self.cpu_s = 0.0
         self.awake_s = 0.0
+        self.charged_s = 0.0
         self.has_stepped_back = False
         self._is_up = False
+        self._began_bytes = 0
         self._had_s = 0.0
         self._since_s = self._used_s = 0.0
         self._resumes_at_s: float | None = None
@@ -76,9 +78,14 @@ class TrialProcess:
     def begin(self, trial: Try) -> None:
         """Between two trials."""
         self.trial = trial
+        self.cpu_s = self.awake_s = self.charged_s = 0.0
+        if self._is_up:
+            self._pass_on(trial)
+
+    def _pass_on(self, trial: Try) -> None:
+        """What it takes to start is no trial's."""
         with contextlib.suppress(OSError):
             self._had_s = cpu_s_of(self.pid)
-        self.cpu_s = self.awake_s = 0.0
         self._connection.queue(trial)
         self._connection.flush()
 
@@ -86,6 +93,8 @@ class TrialProcess:
         """So much time has passed; what the trial has had of a processor meanwhile."""
         self._connection.flush()
         self.awake_s += passed_s
+        if not self._is_up:
+            return 0.0
         before_s = self.cpu_s
         with contextlib.suppress(OSError):  # it has died
             self.cpu_s = cpu_s_of(self.pid) - self._had_s
@@ -97,23 +106,40 @@ class TrialProcess:
             messages = self._connection.read() if self._connection.wait(0) else []
         except msgspec.DecodeError as error:
             raise EOFError from error
-        self._is_up = self._is_up or bool(messages)
+        if messages and not self._is_up:
+            self._is_up = True
+            with contextlib.suppress(OSError):
+                self._began_bytes = resident_bytes(self.pid)
+            if self.trial is not None:
+                self._pass_on(self.trial)
         answer = next((message for message in messages if isinstance(message, Tried)), None)
         if answer is not None:
             self.trial = None
         return answer
 
+    def has_grown(self) -> bool:
+        """Between two trials: whether it keeps so much memory that a new process is cheaper."""
+        try:
+            return resident_bytes(self.pid) > self._began_bytes + _MOST_KEPT_BYTES
+        except OSError:
+            return True
+
+    def is_paused_at(self, awake_s: float) -> bool:
+        """Whether it will still be paused when its trial has lasted so long."""
+        return self._resumes_at_s is not None and self._resumes_at_s > awake_s
+
     def step_back(self) -> None:
         """From now on it has what others leave of the processors; that cannot be taken back. It begins with a pause
-        for what it has had until now."""
+        for what its trial has had until now."""
         if not self.has_stepped_back:
             self.has_stepped_back = True
             step_back(self.pid)
-            if self._is_up:
+            if self.cpu_s:
                 self._pause(self.cpu_s)
 
     def give_way(self, used_s: float, passed_s: float, is_beside_others: bool) -> None:
-        """After `look`, for one that has stepped back: pauses it where others compute, and lets it go on later."""
+        """After `look`, for one that has stepped back: pauses it where others compute or would have, and lets it go on
+        later."""
         self._since_s += passed_s
         self._used_s += used_s
         if self._resumes_at_s is not None:
@@ -142,6 +168,8 @@ class TrialProcess:
 def _live(compiler: Compiler, ours: socket.socket, inherited: list[int], parent: int) -> NoReturn:
     """The whole life of the fork. Native code that runs out of memory ends it by a signal."""
     try:
+        # Whom the kernel hangs up on for a paused process that has lost its parent is the process's group.
+        os.setpgid(0, 0)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         for fd in inherited:
             os.close(fd)
@@ -159,9 +187,9 @@ def _live(compiler: Compiler, ours: socket.socket, inherited: list[int], parent:
 
 
 def _try_all(compiler: Compiler, connection: Connection[ToGrammar]) -> None:
-    most_bytes = resident_bytes() + _MOST_KEPT_BYTES
+    compiler.warm_up()  # its memory is its own from here on
     connection.send(Started())
-    while resident_bytes() < most_bytes:
+    while True:
         if connection.wait(_LONGEST_WAIT_S):
             for message in connection.read():
                 assert isinstance(message, Try)

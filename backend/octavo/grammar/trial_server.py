@@ -25,7 +25,7 @@ _MOST_AT_ONCE = 2
 _OWN_S = 0.002
 # Of one processor, of the time that passes, and at once, beyond that: for all trials that end in vain.
 _CREDIT_SHARE = 0.005
-_MOST_CREDIT_S = 0.05
+_MOST_CREDIT_S = 0.12
 # While a trial runs at full weight, while none does, and where a process is ending.
 _LOOK_S = 0.002
 _LOOK_BEHIND_S = 0.03
@@ -48,7 +48,8 @@ class _Waiting:
 
     @property
     def turn_s(self) -> float:
-        return self.asked_at_s + len(self.trial.asked.text) / _CHARACTERS_A_SECOND
+        behind_s = len(self.trial.asked.text) / _CHARACTERS_A_SECOND
+        return self.asked_at_s + min(behind_s, self.trial.limits.awake_s / 2)
 
 
 class TrialServer:
@@ -72,12 +73,12 @@ class TrialServer:
         while True:
             self._wait()
             passed_s = self._pass_time()
-            if self._connection.wait(0):
-                for message in self._connection.read():
-                    self._handle(message)
             self._ending = [process for process in self._ending if not process.is_reaped()]
             for process in list(self._processes):
                 self._look_at(process, passed_s)
+            if self._connection.wait(0):
+                for message in self._connection.read():
+                    self._handle(message)
             self._refuse_late_ones()
             while self._waiting and self._begin(min(self._waiting.values(), key=lambda waiting: waiting.turn_s)):
                 pass
@@ -129,6 +130,9 @@ class TrialServer:
                 logger.exception("no process could be started for a trial")
                 return False
             self._processes.append(process)
+            if self._credit_s <= 0:
+                # To start takes longer than most trials, and the last ones were in vain.
+                process.step_back()
         self._running[waiting.trial.number] = self._waiting.pop(waiting.trial.number)
         process.begin(waiting.trial)
         return True
@@ -139,7 +143,7 @@ class TrialServer:
         if trial is not None:
             used_s = process.look(passed_s)
             if not process.has_stepped_back:
-                self._charge(max(min(used_s, process.cpu_s - _OWN_S), 0.0))
+                self._charge(process, max(min(used_s, process.cpu_s - _OWN_S), 0.0))
         try:
             tried = process.answer()
         except EOFError:
@@ -159,16 +163,17 @@ class TrialServer:
         elif self._credit_s <= 0 and process.cpu_s > _OWN_S:
             process.step_back()
 
-    def _charge(self, used_s: float) -> None:
+    def _charge(self, process: TrialProcess, used_s: float) -> None:
+        process.charged_s += used_s
         # One late look does not take away the next seconds' credit.
         self._credit_s = max(self._credit_s - used_s, -_MOST_CREDIT_S)
 
     def _hear(self, process: TrialProcess, tried: Tried) -> None:
         """Its trial is over. What was not in vain takes no credit."""
-        if process.has_stepped_back:
+        if not tried.error:
+            self._credit_s = min(self._credit_s + process.charged_s, _MOST_CREDIT_S)
+        if process.has_stepped_back or process.has_grown():
             self._end(process)
-        elif not tried.error:
-            self._credit_s = min(self._credit_s + max(process.cpu_s - _OWN_S, 0.0), _MOST_CREDIT_S)
         self._answer(tried)
 
     def _limit_of(self, process: TrialProcess, trial: Try) -> Exceeded | None:
@@ -177,7 +182,7 @@ class TrialServer:
             return Exceeded.CPU
         is_awaited = bool(self._waiting) and process.has_stepped_back
         longest_s = min(trial.limits.awake_s, _LONGEST_BESIDE_QUEUE_S) if is_awaited else trial.limits.awake_s
-        return Exceeded.AWAKE if process.awake_s > longest_s else None
+        return Exceeded.AWAKE if process.awake_s > longest_s or process.is_paused_at(longest_s) else None
 
     def _refuse_late_ones(self) -> None:
         for waiting in list(self._waiting.values()):

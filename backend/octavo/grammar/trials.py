@@ -18,8 +18,8 @@ from octavo.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# Whoever asks has an answer within two seconds, however little of a processor streams leave to the trial; where many
-# others ask at once, within twice that.
+# Whoever asks has an answer within two seconds, however little of a processor streams leave to the trial; where others
+# wait for their turn, within twice that.
 LIMITS = Limits(cpu_s=1.0, awake_s=1.5, memory_bytes=1 << 29)
 # Of the process that has not answered any of what it was asked.
 LONGEST_SILENCE_S = 30.0
@@ -45,6 +45,7 @@ class _Trial:
 
     number: int
     asked: StructuredOutputs
+    asked_at_s: float
     num_deaths: int = 0
 
 
@@ -58,9 +59,10 @@ class Trials:
         self._num_false_starts = 0
         self._verdicts: OrderedDict[StructuredOutputs, Verdict] = OrderedDict()
         self._trials: dict[StructuredOutputs, _Trial] = {}
+        self._asked: dict[int, StructuredOutputs] = {}
         self._numbers = itertools.count()
-        # On the process's clock: its last answer, or the first question since it was idle.
-        self._heard_at = 0.0
+        # On the process's clock.
+        self._heard_at_s = 0.0
 
     @property
     def pid(self) -> int:
@@ -85,15 +87,19 @@ class Trials:
             self._verdicts.move_to_end(asked)
             return verdict.error
         if asked not in self._trials:
-            if not self._trials:
-                self._heard_at = self._process.awake_s
-            trial = self._trials[asked] = _Trial(next(self._numbers), asked)
+            # Not where one is found: of many that come at once all are to be heard of.
+            while len(self._verdicts) > _MAX_VERDICTS:
+                self._verdicts.popitem(last=False)
+            trial = self._trials[asked] = _Trial(next(self._numbers), asked, self._process.awake_s)
+            self._asked[trial.number] = asked
             self._tell(Try(trial.number, asked, LIMITS))
         return None
 
     def withdraw(self, asked: StructuredOutputs) -> None:
         """Nobody waits for it any more."""
         trial = self._trials.pop(asked, None)
+        if trial is not None:
+            del self._asked[trial.number]
         if trial is not None and not self.is_gone:
             self._tell(Withdraw(trial.number))
 
@@ -105,12 +111,12 @@ class Trials:
         was_up = self._process.is_up
         messages = self._process.turn(timeout_s)
         if self._process.is_up and not was_up:
-            self._heard_at = self._process.awake_s
             for trial in self._trials.values():
+                trial.asked_at_s = self._process.awake_s
                 self._tell(Try(trial.number, trial.asked, LIMITS))
         for message in messages or []:
             if isinstance(message, Tried):
-                self._heard_at = self._process.awake_s
+                self._heard_at_s = self._process.awake_s
                 self._settle(message)
         if messages is None or self._is_silent():
             self._start_anew()
@@ -126,13 +132,16 @@ class Trials:
             self._process.flush()
 
     def _is_silent(self) -> bool:
-        is_asked = self._process.is_up and bool(self._trials)
-        return is_asked and self._process.awake_s > self._heard_at + LONGEST_SILENCE_S
+        if not self._process.is_up or not self._trials:
+            return False
+        asked_at_s = min(trial.asked_at_s for trial in self._trials.values())
+        return self._process.awake_s > max(asked_at_s, self._heard_at_s) + LONGEST_SILENCE_S
 
     def _start_anew(self) -> None:
         logger.warning("the process that tries grammars has died or stands still; another one is started")
         self._num_false_starts = 0 if self._process.is_up else self._num_false_starts + 1
         self._process.kill()
+        self._heard_at_s = 0.0
         for trial in list(self._trials.values()):
             trial.num_deaths += self._process.is_up
             if trial.num_deaths >= _MAX_DEATHS:
@@ -146,13 +155,12 @@ class Trials:
                 self._num_false_starts += 1
 
     def _settle(self, tried: Tried) -> None:
-        asked = next((trial.asked for trial in self._trials.values() if trial.number == tried.number), None)
+        asked = self._asked.pop(tried.number, None)
         if asked is None:  # withdrawn meanwhile
             return
         del self._trials[asked]
         self._verdicts[asked] = _verdict(tried)
-        if len(self._verdicts) > _MAX_VERDICTS:
-            self._verdicts.popitem(last=False)
+        self._verdicts.move_to_end(asked)
 
 
 def _verdict(tried: Tried) -> Verdict:

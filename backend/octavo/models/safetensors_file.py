@@ -60,7 +60,7 @@ class SafetensorsFile:
         while done < len(target):
             count = os.preadv(self._fd, [target[done:]], offset + done)
             if not count:
-                raise EOFError(f"the file ends at byte {offset + done}")
+                raise EOFError(f"the file ends at byte {os.fstat(self._fd).st_size}")
             done += count
 
     def close(self) -> None:
