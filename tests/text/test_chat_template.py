@@ -281,6 +281,13 @@ def test_what_a_template_refuses_beside_broken_arguments_is_told_as_ever() -> No
         render_chat(template, broken_chat("{"), NAMES)
 
 
+def test_what_a_template_says_of_the_messages_as_they_came_is_told() -> None:
+    template = "{{ raise_exception(messages | length ~ ' messages') }}"
+    history = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    with pytest.raises(InvalidRequest, match=r"chat template accepts: 2 messages"):
+        render_chat(template, history, {})
+
+
 @pytest.mark.parametrize(
     ("calls", "where"),
     [

@@ -60,12 +60,15 @@ def render_chat(
         # Newer clients call it so; templates that do not know the role refuse it, or leave the message out.
         checked = [{**message, "role": "system"} if message["role"] == _DEVELOPER else message for message in checked]
     variables = {**special_tokens, **extra, "add_generation_prompt": add_generation_prompt}
+    cause: Exception | None = None
     for told, told_tools in chain([(checked, known_tools)], retold(checked, known_tools)):
         try:
             return compiled.template.render(variables, messages=told, tools=told_tools)
         except Exception as error:  # Foreign code may raise anything; it is never our bug.
-            refusal = _refusal(checked, error)
-    raise refusal
+            # The template's own words about the messages as they came count more than those about other ways to tell them.
+            cause = cause if isinstance(cause, TemplateError) else error
+    assert cause is not None
+    raise _refusal(checked, cause)
 
 
 def render_unfinished_chat(
