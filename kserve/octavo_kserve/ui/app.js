@@ -14,7 +14,10 @@ import { setUpSettings } from "./settings.js";
 
 const INTERVAL_MS = 1000;
 
-const chat = new Chat(() => choose(chosen, true));
+const chat = new Chat(() => {
+  silent.add(chosen);
+  return choose(chosen);
+});
 const compare = new Compare();
 const live = new Live(() => loadModels().catch(() => {}));
 const examples = new Examples();
@@ -22,6 +25,8 @@ const picker = byId("model");
 let models = [];
 let state = null;
 let chosen = null;
+// Models that have refused to write, template or not.
+const silent = new Set();
 
 function showState() {
   byId("status").dataset.state = state;
@@ -29,8 +34,7 @@ function showState() {
   document.title = state === "ready" ? "Octavo" : `${state} – Octavo`;
 }
 
-/** `refused`: it has refused to write, template or not. */
-async function choose(name, refused = false) {
+async function choose(name) {
   const model = models.find((each) => each.id === name);
   if (!model) return;
   chosen = name;
@@ -39,7 +43,7 @@ async function choose(name, refused = false) {
   // Further names of a model share its figures.
   live.use(model.root);
   const chats = await canChat(name);
-  const kind = chats && !refused ? null : await comparison(name);
+  const kind = chats && !silent.has(name) ? null : await comparison(name);
   // Somebody may have chosen again meanwhile.
   if (chosen !== name) return;
   chat.use(name, chats);
