@@ -7,11 +7,11 @@ import base64
 import json
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import octavo
 from octavo_kserve.embeddings.request import EmbeddingRequest, PoolingRequest, RerankRequest, ScoreRequest
-from octavo_kserve.openai.generation import Prompts, generate
+from octavo_kserve.openai.generation import generate
 from octavo_kserve.openai.spelling import spelled
 
 
@@ -51,7 +51,7 @@ async def ranking(request: RerankRequest) -> dict[str, Any]:
 async def _run(request: PoolingRequest) -> list[octavo.RequestOutput]:
     """The outputs in the prompts' order. Where one prompt fails, nothing goes on for the others."""
     with spelled(request.names):
-        async with generate(request.call, cast("Prompts", request.prompts), request.params) as outputs:
+        async with generate(request.call, request.prompts, request.params) as outputs:
             found = {i: output async for i, output in outputs}
     return [found[i] for i in range(len(request.prompts))]
 
