@@ -25,7 +25,7 @@ from octavo.wire import Connection
 logger = logging.getLogger(__name__)
 
 # Of a processor, for a trial that others leave less than half of one: a step waits for its slowest part, so it loses
-# more than the trial takes.
+# even by what is idle in between.
 _SHARE_BESIDE_OTHERS = 0.03
 _LONGEST_PAUSE_S = 0.3
 # In less time nobody can tell who has what of a processor.
@@ -137,8 +137,8 @@ class TrialProcess:
             if self.cpu_s:
                 self._pause(self.cpu_s)
 
-    def give_way(self, used_s: float, passed_s: float, is_beside_others: bool) -> None:
-        """After `look`, for one that has stepped back: pauses it where others compute or would have, and lets it go on
+    def give_way(self, used_s: float, passed_s: float, always: bool) -> None:
+        """After `look`, for one that has stepped back: pauses it where others compute, or always, and lets it go on
         later."""
         self._since_s += passed_s
         self._used_s += used_s
@@ -147,7 +147,7 @@ class TrialProcess:
                 self._resumes_at_s, self._since_s, self._used_s = None, 0.0, 0.0
                 os.kill(self.pid, signal.SIGCONT)
         elif self._is_up and self._since_s >= _SHORTEST_LOOK_S:
-            if is_beside_others or self._used_s < self._since_s / 2:
+            if always or self._used_s < self._since_s / 2:
                 self._pause(self._used_s)
             self._since_s = self._used_s = 0.0
 
