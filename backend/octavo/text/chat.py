@@ -65,7 +65,7 @@ def render_chat(
         try:
             return compiled.template.render(variables, messages=told, tools=told_tools)
         except Exception as error:  # Foreign code may raise anything; it is never our bug.
-            # The template's own words about the messages as they came count more than those about other ways to tell them.
+            # The template's own words about the messages as they came count more than those about other ways.
             cause = cause if isinstance(cause, TemplateError) else error
     assert cause is not None
     raise _refusal(checked, cause)
