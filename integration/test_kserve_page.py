@@ -146,7 +146,7 @@ def test_a_chat_goes_on_and_its_last_answer_can_be_made_anew(page: Page, server:
 
 def test_charts_show_what_the_metrics_say(page: Page, server: KServeServer) -> None:
     page.wait(lambda: num_curves(page) == 5)
-    page.set_settings(max_tokens=200)
+    page.set_settings(max_tokens=800)
     page.chat("hello")
     page.wait(lambda: "running 1" in page.text(".chart figcaption"))
     page.wait_idle()
